@@ -1,0 +1,99 @@
+"""A model on disk, as its headers describe it, and the files an output will consist of. Pure data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from runner.files import InputFile
+from runner.tensors import TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Where the data of a tensor lies.
+
+    Attributes:
+        file: index into the checkpoint's files.
+        offset: byte position of the data in that file.
+        spec: dtype and shape as stored.
+    """
+
+    file: int
+    offset: int
+    spec: TensorSpec
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk, known by its headers alone.
+
+    Attributes:
+        label: how the recipe names it.
+        format: its name in FORMATS; also its key layout.
+        root: the file or folder itself.
+        files: the files that hold weights, sorted by label.
+        tensors: where each key lies, in file order. In a diffusers folder a key is component/name.
+        metadata: what the header says beside the tensors.
+        others: files without weights that an output may carry on: name inside the folder → file.
+        pipeline: the class in model_index.json, if there is one.
+    """
+
+    label: str
+    format: str
+    root: Path
+    files: tuple[InputFile, ...]
+    tensors: Mapping[str, Stored]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    others: Mapping[str, InputFile] = field(default_factory=dict)
+    pipeline: str | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its weight files."""
+        return sum(file.identity.size for file in self.files)
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """Dtype and shape of each key."""
+        return {key: stored.spec for key, stored in self.tensors.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """One weight file that will be written, known to the byte before the first tensor is.
+
+    Attributes:
+        name: inside the output folder; "" if the output is this file.
+        header: the bytes before the data.
+        tensors: key → (offset of its data in the file, dtype and shape), in file order.
+        nbytes: size of the whole file.
+    """
+
+    name: str
+    header: bytes
+    tensors: Mapping[str, tuple[int, TensorSpec]]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Everything the output will be: its weight files, and its other files with their content.
+
+    Attributes:
+        name: final name of the file or folder.
+        folder: whether it is a folder.
+        files: the weight files, in the order in which they are written.
+        texts: name inside the folder → content.
+    """
+
+    name: str
+    folder: bool
+    files: tuple[OutputFile, ...]
+    texts: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it will take on the disk."""
+        return sum(file.nbytes for file in self.files) + sum(map(len, self.texts.values()))

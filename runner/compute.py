@@ -1,0 +1,225 @@
+"""One piece of one tensor: read, cast, apply, check, cast. The only room where tensors are touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from runner.errors import IncompatibleError, NumericError, escape, quote
+from runner.plan import Job, Load, Plan
+from runner.tensors import DTYPES, TensorSpec
+
+# Sums are taken over pieces of this many elements, so that they do not depend on tiles and threads.
+SUM_ELEMENTS = 32768
+
+
+def torch_dtype(spec: TensorSpec) -> torch.dtype:
+    """The dtype of torch for a tensor of a file."""
+    name = DTYPES[spec.dtype].torch
+    if name is None:
+        raise IncompatibleError(f"torch has no dtype for {spec.dtype}", tag="DTYPE")
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+@dataclass(slots=True)
+class Moved:
+    """How far a result is from the primary's tensor, as parts of sums of squares.
+
+    Attributes:
+        difference: of result − a, part by part.
+        original: of a.
+    """
+
+    difference: list[float]
+    original: list[float]
+
+
+class Scratch:
+    """The buffers one worker computes in; grown when a piece needs more, never shared.
+
+    Args:
+        plan: whose jobs will be run.
+        read: fills a buffer with part of a stored tensor: (load, buffer, offset in its data).
+    """
+
+    def __init__(self, plan: Plan, read: Callable[[Load, memoryview, int], None]) -> None:
+        self._plan = plan
+        self._read = read
+        self._inputs: list[bytearray] = []
+        self._floats: list[Tensor] = []
+
+    def run(self, job: Job, start: int, count: int, out: memoryview, device: torch.device) -> Moved | None:
+        """Computes elements start … start + count of a job's tensor.
+
+        Args:
+            job: the job; start and count are its whole tensor unless it is element-wise.
+            start, count: in elements.
+            out: receives the bytes as they are written to the file.
+            device: where the arithmetic is done.
+
+        Returns:
+            How far the result moved from the first load; None if nothing was computed.
+
+        Raises:
+            NumericError: NaN or Inf in an operand or the result, or a value the dtype cannot hold.
+            IncompatibleError: integer tensors that must be equal differ.
+        """
+        if not job.steps:
+            self._copy(job, start, count, out)
+            return None
+        operands = [self._load(at, load, start, count) for at, load in enumerate(job.loads)]
+        result, first = self._apply(job, operands, start, count, device)
+        if not job.nonfinite:
+            self._check(job, result, operands, start)
+        target = torch.frombuffer(out, dtype=torch_dtype(job.spec), count=count)
+        target.copy_(result.reshape(-1))
+        return self._moved(target, first, len(operands))
+
+    def _copy(self, job: Job, start: int, count: int, out: memoryview) -> None:
+        load = job.loads[0]
+        stored = self._plan.spec(load)
+        same = stored.dtype == job.spec.dtype
+        if same:
+            self._read(load, out, start * DTYPES[stored.dtype].bits // 8)
+            source = torch.frombuffer(out, dtype=torch.uint8) if count else torch.empty(0)
+        else:
+            source = self._load(0, load, start, count)
+        for other in job.equal:
+            self._check_equal(job, load, other, start, count)
+        if not stored.is_float or not count:
+            return
+        values = source.view(torch_dtype(stored)) if same else source
+        wide = self._float(0, count, torch.float64 if stored.dtype == "F64" else torch.float32)
+        wide.copy_(values)
+        if not job.nonfinite:
+            self._check(job, wide, [wide], start)
+        if not same:
+            torch.frombuffer(out, dtype=torch_dtype(job.spec), count=count).copy_(wide)
+
+    def _check_equal(self, job: Job, first: Load, other: Load, start: int, count: int) -> None:
+        a, b = self._load(0, first, start, count), self._load(1, other, start, count)
+        if not torch.equal(a, b):
+            at = start + int((a != b).nonzero()[0])
+            raise IncompatibleError(
+                f"tensor {quote(job.key)}: integers are not merged, and the models differ at element {at}",
+                tag="INTEGER",
+                hint="integers: keep takes the first model's",
+            )
+
+    def _load(self, at: int, load: Load, start: int, count: int) -> Tensor:
+        """Part of a stored tensor in its own dtype, in input buffer number `at`."""
+        spec = self._plan.spec(load)
+        size = DTYPES[spec.dtype].bits // 8
+        while len(self._inputs) <= at:
+            self._inputs.append(bytearray())
+        if len(self._inputs[at]) < count * size:
+            self._inputs[at] = bytearray(count * size)
+        if not count:
+            return torch.empty(0, dtype=torch_dtype(spec))
+        view = memoryview(self._inputs[at])[: count * size]
+        self._read(load, view, start * size)
+        return torch.frombuffer(view, dtype=torch_dtype(spec), count=count)
+
+    def _float(self, at: int, count: int, dtype: torch.dtype) -> Tensor:
+        """Float scratch number `at`."""
+        while len(self._floats) <= at:
+            self._floats.append(torch.empty(0))
+        if self._floats[at].numel() < count or self._floats[at].dtype != dtype:
+            self._floats[at] = torch.empty(count, dtype=dtype)
+        return self._floats[at][:count]
+
+    def _apply(
+        self, job: Job, operands: Sequence[Tensor], start: int, count: int, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """The result of the last step, and its first operand: both in the compute dtype."""
+        compute = getattr(torch, job.compute)
+        shape = (count,) if job.elementwise else job.spec.shape
+        values: list[Tensor] = []
+        # Rounding to 16 bits restores the common value of 16-bit operands by itself.
+        wide = max(DTYPES[spec.dtype].bits for spec in (job.spec, *map(self._plan.spec, job.loads))) > 16
+
+        def operand(at: int, stored: bool, first: bool) -> Tensor:
+            if at >= len(operands):
+                return values[at - len(operands)]
+            if stored:  # compat: a in the dtype it was loaded in, the others as they are in the file
+                as_loaded = first and operands[at].is_floating_point()
+                dtype = torch_dtype(job.spec) if as_loaded else operands[at].dtype
+                return operands[at].to(device, dtype).reshape(shape)
+            if device.type != "cpu":
+                return operands[at].to(device).to(compute).reshape(shape)
+            if operands[at].dtype == compute:
+                return operands[at].reshape(shape)
+            return self._float(at, count, compute).copy_(operands[at]).reshape(shape)
+
+        for step in job.steps:
+            stored = step.method.stored
+            arguments = [operand(at, stored, number == 0) for number, at in enumerate(step.arguments)]
+            value = step.method.function(*arguments, **dict(step.parameters))
+            if step.method.idempotent and wide:
+                value = _restore_common(value, arguments)
+            values.append(value)
+        return values[-1], arguments[0]
+
+    def _check(self, job: Job, result: Tensor, operands: Sequence[Tensor], start: int) -> None:
+        """Raises: NumericError if the result is not finite, or not after the cast."""
+        if not job.spec.is_float or not result.numel():
+            return
+        # The Euclidean norm bounds every magnitude, is Inf or NaN if any element is, and is cheap.
+        if float(torch.linalg.vector_norm(result)) <= DTYPES[job.spec.dtype].largest:
+            return
+        for load, tensor in zip(job.loads, operands, strict=False):
+            bad = ~torch.isfinite(tensor.reshape(-1))
+            if bad.any():
+                first = start + int(bad.nonzero()[0])
+                label = self._plan.resolved.models[load.model].checkpoint.label
+                where = f"{escape(label)}: tensor {quote(load.key)}"
+                raise NumericError(
+                    f"{where}: NaN or Inf, first at element {first}",
+                    tag="NONFINITE",
+                    hint=f"nonfinite: [{quote(load.key)}] in the recipe lets it pass",
+                )
+        if not torch.isfinite(result.to(torch_dtype(job.spec))).all():
+            peak = float(result.abs().max())
+            limit = f"{job.spec.dtype} holds at most {DTYPES[job.spec.dtype].largest:g}"
+            raise NumericError(
+                f"tensor {quote(job.key)}: the result reaches {peak:.6g}, {limit}",
+                tag="OVERFLOW",
+                hint="output.dtype: float32, or bfloat16, holds it",
+            )
+
+    def _moved(self, target: Tensor, first: Tensor, at: int) -> Moved:
+        """How far the result, as written, is from the first operand of the last step."""
+        first = first.reshape(-1)
+        if not target.is_floating_point():
+            return Moved([0.0], [0.0])
+        dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
+        original = first.to("cpu", dtype)
+        difference = self._float(at, target.numel(), dtype).copy_(target).sub_(original)
+        return Moved(_squares(difference), _squares(original))
+
+
+def _restore_common(result: Tensor, operands: Sequence[Tensor]) -> Tensor:
+    """The result, with the operands' common value where they are all equal."""
+    first, *others = operands
+    differ = first != others[0]
+    for other in others[1:]:
+        differ |= first != other
+    return torch.where(differ, result, first)
+
+
+def _squares(values: Tensor) -> list[float]:
+    """The sum of squares of each piece of SUM_ELEMENTS."""
+    count = values.numel()
+    whole = count - count % SUM_ELEMENTS
+    norms: list[float] = []
+    if whole:
+        pieces = values[:whole].view(-1, SUM_ELEMENTS)
+        norms += torch.linalg.vector_norm(pieces, dim=1).tolist()
+    if whole < count:
+        norms.append(float(torch.linalg.vector_norm(values[whole:])))
+    return [norm * norm for norm in norms]

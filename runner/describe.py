@@ -1,0 +1,166 @@
+"""The plan as a person reads it: inputs, the fate of the keys, parameters, devices, memory and disk."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from runner.errors import escape
+from runner.formats import FORMATS
+from runner.place import Placement
+from runner.plan import BUFFER, COPIED, KEPT, MERGED, Job, Plan
+from runner.record import roles_of
+from runner.resolve import Model
+
+_FATES = (MERGED, COPIED, KEPT, BUFFER)
+
+
+def size(count: int) -> str:
+    """Bytes for a person: "2.1 GB" (10⁹)."""
+    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 999.5 and len(units) > 1:
+        value /= 1000
+        del units[0]
+    return f"{value:.0f} {units[0]}" if units[0] == "B" or value >= 99.5 else f"{value:.1f} {units[0]}"
+
+
+def table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> list[str]:
+    """Rows as aligned lines, the first row being the head.
+
+    Args:
+        rows: of equally many cells.
+        right: columns that are aligned to the right.
+    """
+    right = set(right)
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if at in right else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append(("  " + "  ".join(cells)).rstrip())
+    return lines
+
+
+def describe(plan: Plan, placement: Placement, free: int, *, all_keys: bool = False) -> str:
+    """The plan as text.
+
+    Args:
+        plan: what will be done.
+        placement: where.
+        free: bytes that are free where the output goes.
+        all_keys: also a line for every key.
+    """
+    layout, resolved = plan.layout, plan.resolved
+    kind = FORMATS[resolved.output_format].title
+    lines = [f"plan of {resolved.recipe.name}: {resolved.merge.method.label} → {layout.name} ({kind})", ""]
+    lines += ["inputs", *_inputs(plan), ""]
+    lines += ["keys", *_keys(plan), ""]
+    if parameters := _parameters(plan):
+        lines += ["parameters", *parameters, ""]
+    lines += ["work", *_work(plan, placement, free)]
+    if plan.warnings:
+        lines += ["", "warnings", *(f"  {warning}" for warning in plan.warnings)]
+    if all_keys:
+        lines += ["", *_every_key(plan)]
+    return "\n".join(lines) + "\n"
+
+
+def _inputs(plan: Plan) -> list[str]:
+    rows = [["role", "source", "format", "architecture", "tensors", "size", "dtype"]]
+    for number, model in enumerate(plan.resolved.models):
+        checkpoint = model.checkpoint
+        rows.append(
+            [
+                ", ".join(roles_of(plan.resolved.merge, number)),
+                escape(checkpoint.label),
+                FORMATS[checkpoint.format].title,
+                model.architecture.title if model.architecture else "unknown",
+                str(len(checkpoint.tensors)),
+                size(checkpoint.nbytes),
+                _dtypes(model),
+            ]
+        )
+    return table(rows, right=(4, 5))
+
+
+def _dtypes(model: Model) -> str:
+    floats = Counter(s.spec.dtype for s in model.checkpoint.tensors.values() if s.spec.is_float)
+    return ", ".join(name for name, _ in floats.most_common())
+
+
+def _keys(plan: Plan) -> list[str]:
+    counts: dict[str, Counter[str]] = {}
+    dtypes: dict[str, Counter[str]] = {}
+    for job in plan.jobs:
+        counts.setdefault(job.place.component, Counter())[job.fate] += 1
+        dtypes.setdefault(job.place.component, Counter())[job.spec.dtype] += job.spec.nbytes
+    fates = [fate for fate in _FATES if fate in plan.fates]
+    rows = [["component", *fates, "written as"]]
+    for component in sorted(counts):
+        written = ", ".join(name for name, _ in dtypes[component].most_common(2))
+        rows.append([component, *(str(counts[component][fate]) for fate in fates), written])
+    if len(counts) > 1:
+        rows.append(["all", *(str(plan.fates[fate]) for fate in fates), ""])
+    return table(rows, right=range(1, len(fates) + 1))
+
+
+def _values(job: Job) -> dict[str, float | str]:
+    """The parameters of a job's steps, by name; of nested merges with the number of the step."""
+    last = len(job.steps) - 1
+    return {
+        name if at == last else f"step {at + 1} {name}": value
+        for at, step in enumerate(job.steps)
+        for name, value in step.parameters
+    }
+
+
+def _parameters(plan: Plan) -> list[str]:
+    """For each component the values its parameters take, as they were resolved."""
+    values: dict[str, dict[str, Counter[str]]] = {}
+    names: dict[str, None] = {}
+    for job in plan.jobs:
+        for name, value in _values(job).items():
+            names[name] = None
+            text = value if isinstance(value, str) else f"{value:g}"
+            values.setdefault(job.place.component, {}).setdefault(name, Counter())[text] += 1
+    if not names:
+        return []
+    rows = [["component", *names]]
+    for component in sorted({job.place.component for job in plan.jobs}):
+        found = values.get(component, {})
+        rows.append([component, *(_spread(found.get(name)) for name in names)])
+    return table(rows)
+
+
+def _spread(counts: Counter[str] | None) -> str:
+    if not counts:
+        return "–"
+    shown = [f"{text} ({count})" if len(counts) > 1 else text for text, count in counts.most_common(4)]
+    return ", ".join(shown) + (", ..." if len(counts) > 4 else "")
+
+
+def _work(plan: Plan, placement: Placement, free: int) -> list[str]:
+    lines = []
+    for device, count in placement.jobs_by_device.items():
+        where = f"{device}, {placement.threads} threads" if device == "cpu" else f"GPU {device}"
+        lines.append(f"{where}: {count} tensors, budget {size(placement.memory[device])}")
+    lines.append(f"at most {size(placement.peak_bytes)} of tensors in memory at a time")
+    enough = "" if free >= plan.layout.nbytes else ": NOT ENOUGH"
+    written = f"{size(plan.layout.nbytes)} to write in {len(plan.layout.files)} weight files"
+    lines.append(f"{size(plan.bytes_read)} to read, {written}, {size(free)} free{enough}")
+    classes = Counter(job.determinism for job in plan.jobs if job.steps)
+    lines.append(f"determinism: {', '.join(classes) or 'copies only'}")
+    return [f"  {line}" for line in lines]
+
+
+def _every_key(plan: Plan) -> list[str]:
+    rows = [["key", "fate", "blocks", "written as", "parameters"]]
+    for job in plan.jobs:
+        parameters = ", ".join(f"{name}={value}" for name, value in _values(job).items())
+        rows.append([escape(job.key), job.fate, " ".join(job.place.blocks), str(job.spec), parameters])
+    lines = table(rows)
+    for reason, keys in plan.dropped.items():
+        lines += [f"  {escape(key)}  dropped: {reason}" for key in keys]
+    return lines

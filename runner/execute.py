@@ -1,0 +1,343 @@
+"""Read, apply, cast, write: walks the plan with a few workers in a budget of bytes. Knows no recipe.
+
+Pieces are taken in file order and may finish in any order; their bytes go to their positions at
+once and are hashed in file order by a thread of its own. So threads and tiles never change a byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import logging
+import math
+import os
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from runner.compute import Moved, Scratch
+from runner.errors import OutOfMemoryError, quote
+from runner.files import read_into
+from runner.place import CPU, RESULTS_PER_WORKER, Device, Placement, working_bytes
+from runner.plan import Job, Load, Plan
+from runner.tensors import DTYPES
+from runner.write import Staging, Written
+
+log = logging.getLogger(__name__)
+FLUSH_BYTES = 256 << 20
+KEPT_BYTES = 32 << 20  # the most glibc accepts as a threshold
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+MIN_CHUNK_ELEMENTS = 4096  # a GPU that cannot hold this is not used
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Part of a job: all of it, or a tile.
+
+    Attributes:
+        number: in file order, from 0.
+        job: index in the plan.
+        start, count: in elements.
+        cost: bytes it holds while in flight.
+    """
+
+    number: int
+    job: int
+    start: int
+    count: int
+    cost: int
+
+
+@dataclass
+class Outcome:
+    """What was measured while the plan was executed.
+
+    Attributes:
+        digests: SHA-256 of each weight file, as it was in memory.
+        written: the pieces, with checksums to compare with what is read back.
+        moved: by component, the sums of squares of (result − a) and of a.
+        fallbacks: what was moved from a device to another place, and how often.
+    """
+
+    digests: list[str] = field(default_factory=list)
+    written: list[Written] = field(default_factory=list)
+    moved: dict[str, tuple[float, float]] = field(default_factory=dict)
+    fallbacks: Counter[str] = field(default_factory=Counter)
+
+
+def pieces(plan: Plan, tile_elements: int) -> Iterator[Piece]:
+    """The work in file order: element-wise jobs in tiles, others whole."""
+    number = 0
+    for index, job in enumerate(plan.jobs):
+        elements = job.spec.elements
+        tile = tile_elements if job.elementwise else max(1, elements)
+        for start in range(0, elements, tile):
+            count = min(tile, elements - start)
+            yield Piece(number, index, start, count, working_bytes(plan, job, count))
+            number += 1
+
+
+def execute(plan: Plan, placement: Placement, staging: Staging, advance: Callable[[int], None]) -> Outcome:
+    """Runs every job of the plan.
+
+    Args:
+        plan: what to compute.
+        placement: where.
+        staging: receives the bytes.
+        advance: called with the number of output bytes done, from the calling thread.
+
+    Raises:
+        RunnerError: the first thing that went wrong; the staging is then to be discarded.
+    """
+    _keep_freed_memory()
+    engine = _Engine(plan, placement, staging)
+    try:
+        return engine.run(advance)
+    finally:
+        engine.close()
+
+
+def _keep_freed_memory() -> None:
+    """Has glibc keep the memory of freed temporaries, instead of mapping and clearing it for each tile."""
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+class _Engine:
+    """The state the workers share; everything below is guarded by `turn`."""
+
+    def __init__(self, plan: Plan, placement: Placement, staging: Staging) -> None:
+        self.plan = plan
+        self.placement = placement
+        self.staging = staging
+        self.turn = threading.Condition()
+        self.waiting: dict[Device, deque[Piece]] = {}
+        for piece in pieces(plan, placement.tile_elements):
+            self.waiting.setdefault(placement.device_of[piece.job], deque()).append(piece)
+        self.total = sum(map(len, self.waiting.values()))
+        self.finished: dict[int, tuple[Piece, memoryview]] = {}
+        self.hashed = 0
+        self.in_flight = 0
+        self.bytes_done = 0
+        self.error: BaseException | None = None
+        self.outcome = Outcome()
+        self.parts: dict[int, dict[int, Moved]] = {}
+        self.buffers: list[bytearray] = []
+        self.descriptors: dict[tuple[int, int], int] = {}
+        for model, opened in enumerate(plan.resolved.models):
+            used = {opened.checkpoint.tensors[load.key].file for load in _loads(plan, model)}
+            for file in sorted(used):
+                self.descriptors[model, file] = opened.checkpoint.files[file].open()
+
+    def close(self) -> None:
+        for descriptor in self.descriptors.values():
+            os.close(descriptor)
+
+    def run(self, advance: Callable[[int], None]) -> Outcome:
+        tasks = [("hash", self._hash), ("flush", self._flush)]
+        for device in self.waiting:
+            for number in range(self.placement.threads if device == CPU else 1):
+                tasks.append((f"{device}-{number}", _Worker(self, device).run))
+        threads = [
+            threading.Thread(target=self._guard, args=(task,), name=name, daemon=True) for name, task in tasks
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            reported = 0
+            with self.turn:
+                while self.hashed < self.total and self.error is None:
+                    # The time-out lets signals in.
+                    self.turn.wait(timeout=0.1)
+                    advance(self.bytes_done - reported)
+                    reported = self.bytes_done
+        except BaseException as error:
+            self._fail(error)
+            raise
+        finally:
+            for thread in threads:
+                thread.join()
+        if self.error is not None:
+            raise self.error
+        self._check_inputs()
+        self._sum_up()
+        return self.outcome
+
+    def _check_inputs(self) -> None:
+        for (model, file), descriptor in self.descriptors.items():
+            self.plan.resolved.models[model].checkpoint.files[file].check_unchanged(descriptor)
+
+    def _sum_up(self) -> None:
+        difference: dict[str, list[float]] = {}
+        original: dict[str, list[float]] = {}
+        for job, moved in sorted(self.parts.items()):
+            component = self.plan.jobs[job].place.component
+            for _, part in sorted(moved.items()):
+                difference.setdefault(component, []).extend(part.difference)
+                original.setdefault(component, []).extend(part.original)
+        self.outcome.moved = {
+            component: (math.fsum(difference[component]), math.fsum(original[component]))
+            for component in sorted(difference)
+        }
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        # One torch thread a worker: torch's own would change the order of sums, and fight ours.
+        torch.set_num_threads(1)
+        try:
+            work()
+        except BaseException as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        with self.turn:
+            self.error = self.error or error
+            self.turn.notify_all()
+
+    def take(self, device: Device) -> tuple[Piece, memoryview] | None:
+        """The next piece for a device and the memory for its result; None when there is no more.
+
+        The earliest unfinished piece is always admitted, so waiting for room ends.
+        """
+        with self.turn:
+            waiting = self.waiting[device]
+            while waiting and self.error is None:
+                piece = waiting[0]
+                room = self.in_flight + piece.cost <= self.placement.memory[CPU]
+                if piece.number == self.hashed or (room and piece.number - self.hashed < self._ahead()):
+                    waiting.popleft()
+                    self.in_flight += piece.cost
+                    return piece, self._buffer(piece)
+                self.turn.wait()
+            return None
+
+    def _ahead(self) -> int:
+        """How many pieces may be under way or waiting to be hashed."""
+        return (self.placement.threads + len(self.waiting)) * RESULTS_PER_WORKER
+
+    def _buffer(self, piece: Piece) -> memoryview:
+        size = piece.count * DTYPES[self.plan.jobs[piece.job].spec.dtype].bits // 8
+        reusable = self.placement.tile_elements * 8
+        if size > reusable:
+            return memoryview(bytearray(size))
+        buffer = self.buffers.pop() if self.buffers else bytearray(reusable)
+        return memoryview(buffer)[:size]
+
+    def finish(self, piece: Piece, data: memoryview, moved: Moved | None, written: Written) -> None:
+        """Hands a piece that is written to the hasher."""
+        with self.turn:
+            self.outcome.written.append(written)
+            if moved is not None:
+                self.parts.setdefault(piece.job, {})[piece.start] = moved
+            self.finished[piece.number] = piece, data
+            if piece.number == self.hashed:
+                self.turn.notify_all()
+
+    def _hash(self) -> None:
+        """Hashes the pieces in file order, each weight file from its header on."""
+        hashers = [hashlib.sha256(file.header) for file in self.plan.layout.files]
+        for number in range(self.total):
+            with self.turn:
+                while number not in self.finished and self.error is None:
+                    self.turn.wait()
+                if self.error is not None:
+                    return
+                piece, data = self.finished.pop(number)
+            hashers[self.plan.jobs[piece.job].file].update(data)
+            self._release(piece, data)
+        self.outcome.digests = [hasher.hexdigest() for hasher in hashers]
+
+    def _flush(self) -> None:
+        """Has the disk take what is written while there is more to compute, so that the end waits less."""
+        flushed = 0
+        while True:
+            with self.turn:
+                while self.error is None and self.bytes_done < flushed + FLUSH_BYTES:
+                    if self.hashed == self.total:
+                        return
+                    self.turn.wait()
+                if self.error is not None:
+                    return
+                flushed = self.bytes_done
+            self.staging.sync()
+
+    def _release(self, piece: Piece, data: memoryview) -> None:
+        buffer = data.obj
+        with self.turn:
+            self.hashed += 1
+            self.in_flight -= piece.cost
+            self.bytes_done += len(data)
+            if isinstance(buffer, bytearray) and len(buffer) == self.placement.tile_elements * 8:
+                self.buffers.append(buffer)
+            self.turn.notify_all()
+
+    def read(self, load: Load, buffer: memoryview, offset: int) -> None:
+        """Fills a buffer with part of a tensor's data."""
+        checkpoint = self.plan.resolved.models[load.model].checkpoint
+        stored = checkpoint.tensors[load.key]
+        file = checkpoint.files[stored.file]
+        read_into(self.descriptors[load.model, stored.file], buffer, stored.offset + offset, file.label)
+
+
+def _loads(plan: Plan, model: int) -> Iterator[Load]:
+    return (load for job in plan.jobs for load in (*job.loads, *job.equal) if load.model == model)
+
+
+class _Worker:
+    """Takes pieces of one device until there are none."""
+
+    def __init__(self, engine: _Engine, device: Device) -> None:
+        self.engine = engine
+        self.device = device
+        self.scratch = Scratch(engine.plan, engine.read)
+
+    def run(self) -> None:
+        while taken := self.engine.take(self.device):
+            piece, data = taken
+            job = self.engine.plan.jobs[piece.job]
+            moved = self._compute(job, piece.start, piece.count, data)
+            item = DTYPES[job.spec.dtype].bits // 8
+            written = self.engine.staging.write(job.file, data, job.offset + piece.start * item)
+            self.engine.finish(piece, data, moved, written)
+
+    def _compute(self, job: Job, start: int, count: int, data: memoryview) -> Moved | None:
+        device = torch.device(CPU if self.device == CPU else f"cuda:{self.device}")
+        try:
+            return self.scratch.run(job, start, count, data, device)
+        except torch.OutOfMemoryError:
+            return self._with_less(job, start, count, data)
+        except MemoryError as error:
+            raise OutOfMemoryError(
+                f"tensor {quote(job.key)}: no memory for {len(data)} bytes and their operands",
+                hint="lower memory= or tile_elements=",
+            ) from error
+
+    def _with_less(self, job: Job, start: int, count: int, data: memoryview) -> Moved | None:
+        """A piece the GPU has no memory for: in halves, and on the host if that does not help."""
+        torch.cuda.empty_cache()
+        if job.elementwise and count > MIN_CHUNK_ELEMENTS:
+            self._fell_back(f"GPU {self.device}: out of memory, chunk halved")
+            half, item = count // 2, len(data) // count
+            left = self._compute(job, start, half, data[: half * item])
+            right = self._compute(job, start + half, count - half, data[half * item :])
+            if left is None or right is None:
+                return None
+            return Moved(left.difference + right.difference, left.original + right.original)
+        if job.determinism != "exact":
+            raise OutOfMemoryError(
+                f"tensor {quote(job.key)}: GPU {self.device} has no memory for it, and the method may "
+                "give other bytes on the host",
+                hint="placement=cpu",
+            )
+        self._fell_back(f"GPU {self.device}: out of memory, computed on the host")
+        return self.scratch.run(job, start, count, data, torch.device(CPU))
+
+    def _fell_back(self, what: str) -> None:
+        with self.engine.turn:
+            self.engine.outcome.fallbacks[what] += 1
+        log.info(what)

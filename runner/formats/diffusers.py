@@ -1,0 +1,277 @@
+"""The diffusers pipeline folder: model_index.json and a folder for each component.
+
+Keys are component/name. Nothing a folder says is imported or executed: only JSON and safetensors
+headers are read. Source: diffusers' saving conventions (src/diffusers/pipelines/pipeline_utils.py,
+models/modeling_utils.py, utils/constants.py).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runner.checkpoint import Checkpoint, Layout, OutputFile, Stored
+from runner.errors import InputError, escape, nearest, quote
+from runner.files import InputFile, look, read_small
+from runner.formats.safetensors import output_file, read_header, shard_names, shards
+from runner.formats.strict_json import parse_object
+from runner.tensors import TensorSpec
+
+INDEX = "model_index.json"
+MAX_OTHER_BYTES = 64 << 20
+DEFAULT_SHARD_BYTES = 10_000_000_000  # what diffusers' save_pretrained splits at
+MAIN_COMPONENTS = ("unet", "transformer")  # the weight file that carries the metadata
+
+_IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+# Files without weights that are copied to the output; never code, never pickles.
+_CARRIED = re.compile(r"[\w.-]+\.json|merges\.txt|vocab\.txt|[\w-]+\.model", re.ASCII)
+# Weight files: STEM[.VARIANT].safetensors, and the index of a sharded one.
+_STEM, _VARIANT = r"(diffusion_pytorch_model|model)", r"(\.(?P<variant>[\w-]+))?"
+_WEIGHTS = re.compile(rf"{_STEM}{_VARIANT}\.safetensors", re.ASCII)
+_SHARD_INDEX = re.compile(rf"{_STEM}\.safetensors\.index{_VARIANT}\.json", re.ASCII)
+_SHARD = re.compile(r".+-\d{5}-of-\d{5}(\.[\w-]+)?\.safetensors", re.ASCII)
+
+
+class DiffusersFolder:
+    """A pipeline as diffusers saves it, of any class."""
+
+    name = "diffusers"
+    title = "diffusers folder"
+
+    def accepts(self, path: Path) -> bool:
+        """Whether this is a folder; its model_index.json decides."""
+        return path.is_dir()
+
+    def open(self, path: Path, label: str, variant: str | None) -> Checkpoint:
+        """Reads model_index.json and the header of every weight file.
+
+        Raises:
+            InputError: something is missing, ambiguous, malformed, or points outside the folder.
+        """
+        folder = _Folder(path, label)
+        index = folder.json(INDEX)
+        pipeline = index.get("_class_name")
+        if not isinstance(pipeline, str) or not _IDENTIFIER.fullmatch(pipeline):
+            raise folder.error(INDEX, f"_class_name: expected a class name, found {quote(pipeline)}")
+        folder.add_other(INDEX)
+        for component in _components(index, folder):
+            _open_component(folder, component, variant)
+        if not folder.tensors:
+            raise folder.error("", "no component with weights")
+        return Checkpoint(
+            label=label,
+            format=self.name,
+            root=path,
+            files=tuple(folder.files),
+            tensors=folder.tensors,
+            metadata=folder.metadata,
+            others=folder.others,
+            pipeline=pipeline,
+        )
+
+    def layout(
+        self,
+        name: str,
+        specs: Mapping[str, TensorSpec],
+        primary: Checkpoint,
+        metadata: Mapping[str, str],
+        max_shard_bytes: int | None,
+    ) -> Layout:
+        """A folder NAME with a weight file, or shards and their index, for each component."""
+        components: dict[str, dict[str, TensorSpec]] = {}
+        for key, spec in specs.items():
+            component, _, inner = key.partition("/")
+            components.setdefault(component, {})[inner] = spec
+        main = next((name for name in MAIN_COMPONENTS if name in components), next(iter(components)))
+        files: list[OutputFile] = []
+        texts = {other: _carried_text(file) for other, file in primary.others.items()}
+        for component, inner_specs in components.items():
+            parts = shards(inner_specs, max_shard_bytes or DEFAULT_SHARD_BYTES)
+            stem = _stem(primary, component)
+            names = list(shard_names(stem, len(parts)))
+            for number, (file_name, part) in enumerate(zip(names, parts, strict=True)):
+                text = metadata if component == main and number == 0 else {}
+                file = output_file(f"{component}/{file_name}", part, text)
+                tensors = {f"{component}/{inner}": place for inner, place in file.tensors.items()}
+                files.append(OutputFile(file.name, file.header, tensors, file.nbytes))
+            if len(parts) > 1:
+                texts[f"{component}/{stem}.safetensors.index.json"] = _shard_index(names, parts)
+        return Layout(name, folder=True, files=tuple(files), texts=dict(sorted(texts.items())))
+
+
+@dataclass
+class _Folder:
+    """What has been read of a folder so far."""
+
+    root: Path
+    label: str
+    files: list[InputFile] = field(default_factory=list)
+    tensors: dict[str, Stored] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+    others: dict[str, InputFile] = field(default_factory=dict)
+
+    def path(self, name: str) -> Path:
+        """A file inside, which may be a link only to inside (or to the blobs of its hub cache entry)."""
+        path = self.root / name
+        real, root = path.resolve(), self.root.resolve()
+        blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
+        if not (real.is_relative_to(root) or real.is_relative_to(blobs)):
+            raise self.error(name, "a symbolic link that leaves the folder")
+        return path
+
+    def names(self, component: str) -> list[str]:
+        try:
+            return sorted(entry.name for entry in self.path(component).iterdir())
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise self.error(component, f"{INDEX} names this component: {reason}") from error
+
+    def json(self, name: str) -> dict[str, Any]:
+        label = f"{self.label}/{name}"
+        try:
+            return parse_object(read_small(self.path(name), label, 16 << 20), label)
+        except InputError as error:
+            if name == INDEX and error.tag == "MISSING":
+                error.hint = f"a diffusers folder has a {INDEX}; for a single file give the path of the file"
+            raise
+
+    def add_other(self, name: str) -> None:
+        file = look(self.path(name), f"{self.label}/{name}")
+        if file.identity.size <= MAX_OTHER_BYTES:
+            self.others[name] = file
+
+    def add_weights(self, component: str, name: str) -> set[str]:
+        """Reads one header; returns the names of the tensors inside the component."""
+        file = look(self.path(f"{component}/{name}"), f"{self.label}/{component}/{name}")
+        tensors, metadata = read_header(file)
+        for inner, (offset, spec) in tensors.items():
+            key = f"{component}/{inner}"
+            if key in self.tensors:
+                raise self.error(component, f"tensor {quote(inner)} is in more than one file")
+            self.tensors[key] = Stored(len(self.files), offset, spec)
+        self.files.append(file)
+        for name, text in metadata.items():
+            self.metadata.setdefault(name, text)
+        return set(tensors)
+
+    def error(self, name: str, reason: str) -> InputError:
+        where = f"{self.label}/{name}" if name else self.label
+        return InputError(f"{escape(where)}: {reason}", tag="FOLDER")
+
+
+def _components(index: Mapping[str, Any], folder: _Folder) -> Iterator[str]:
+    """Names of the components that are there, from model_index.json."""
+    for name, value in sorted(index.items()):
+        if name.startswith("_") or not isinstance(value, list):
+            continue
+        if not _IDENTIFIER.fullmatch(name):
+            raise folder.error(INDEX, f"component name {quote(name)} is no identifier")
+        if value in ([], [None, None]):
+            continue
+        if len(value) != 2 or not all(isinstance(v, str) and _IDENTIFIER.fullmatch(v) for v in value):
+            raise folder.error(INDEX, f"{name}: expected [library, class], found {quote(json.dumps(value))}")
+        yield name
+
+
+def _open_component(folder: _Folder, component: str, variant: str | None) -> None:
+    names = folder.names(component)
+    singles: dict[str | None, str] = {}
+    indices: dict[str | None, str] = {}
+    for name in names:
+        if match := _WEIGHTS.fullmatch(name):
+            if not _SHARD.fullmatch(name):
+                singles[match["variant"]] = name
+        elif match := _SHARD_INDEX.fullmatch(name):
+            indices[match["variant"]] = name
+        elif _CARRIED.fullmatch(name) and not name.endswith(".index.json"):
+            folder.add_other(f"{component}/{name}")
+    if not singles and not indices:
+        if "config.json" in names:  # a model; a scheduler, tokenizer or image processor has none
+            raise _no_weights(folder, component, names)
+        return
+    chosen = _choose_variant(folder, component, set(singles) | set(indices), variant)
+    if chosen in singles and chosen in indices:
+        raise folder.error(component, f"both {singles[chosen]} and {indices[chosen]}: which is the model?")
+    if chosen in singles:
+        folder.add_weights(component, singles[chosen])
+    else:
+        _open_shards(folder, component, indices[chosen])
+
+
+def _no_weights(folder: _Folder, component: str, names: list[str]) -> InputError:
+    pickled = [name for name in names if name.endswith((".bin", ".ckpt", ".pt"))]
+    found = f"only {pickled[0]}, a pickle" if pickled else "none"
+    error = folder.error(component, f"expected .safetensors weights, found {found}")
+    if pickled:
+        error.hint = "load the pipeline with diffusers and save_pretrained it: that writes .safetensors"
+    return error
+
+
+def _choose_variant(
+    folder: _Folder, component: str, variants: set[str | None], wanted: str | None
+) -> str | None:
+    """The variant to read: the wanted one, else the plain files, else the only one there is."""
+    known = sorted(name for name in variants if name)
+    if wanted is not None:
+        if wanted not in variants and not (None in variants and not known):
+            there_are = f"{nearest(wanted, known)} (there are: {', '.join(known)})"
+            raise folder.error(component, f"no variant {quote(wanted)}{there_are}")
+        return wanted if wanted in variants else None
+    if None in variants:
+        return None
+    if len(known) == 1:
+        return known[0]
+    error = folder.error(component, f"several variants and no plain weights: {', '.join(known)}")
+    error.hint = "say which: {source: ..., variant: " + known[0] + "}"
+    raise error
+
+
+def _open_shards(folder: _Folder, component: str, index_name: str) -> None:
+    where = f"{component}/{index_name}"
+    index = folder.json(where)
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise folder.error(where, "weight_map: expected a mapping from tensor names to file names")
+    shards_of: dict[str, set[str]] = {}
+    for key, name in weight_map.items():
+        shards_of.setdefault(name, set()).add(key)
+    for name, keys in sorted(shards_of.items()):
+        if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", name, re.ASCII):
+            raise folder.error(where, f"weight_map: {quote(name)} is no bare name of a .safetensors file")
+        found = folder.add_weights(component, name)
+        if difference := sorted(found ^ keys):
+            side = "the index only" if difference[0] in keys else "the shard only"
+            raise folder.error(where, f"{name}: tensor {quote(difference[0])} is in {side}")
+
+
+def _stem(primary: Checkpoint, component: str) -> str:
+    """The stem of a component's weight files in the primary: without variant and shard number."""
+    stored = next(stored for key, stored in primary.tensors.items() if key.startswith(f"{component}/"))
+    name = primary.files[stored.file].path.name
+    return "diffusion_pytorch_model" if name.startswith("diffusion_pytorch_model") else "model"
+
+
+def _carried_text(file: InputFile) -> bytes:
+    """The content of a file that is carried on; configs lose the path they were loaded from."""
+    content = read_small(file.path, file.label, MAX_OTHER_BYTES)
+    if not file.label.endswith(("config.json", INDEX)):
+        return content
+    config = parse_object(content, file.label)
+    dropped = [name for name in ("_name_or_path", "auto_map", "trust_remote_code") if name in config]
+    if not dropped:
+        return content
+    return _json({name: value for name, value in config.items() if name not in dropped})
+
+
+def _shard_index(names: list[str], parts: list[dict[str, TensorSpec]]) -> bytes:
+    weight_map = {key: name for name, part in zip(names, parts, strict=True) for key in part}
+    total = sum(spec.nbytes for part in parts for spec in part.values())
+    return _json({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,11 @@
+"""The methods a recipe can name. To add one: a file with a function under @method, and an import here."""
+
+from runner.methods import add_difference as add_difference
+from runner.methods import compat_diffusers as compat_diffusers
+from runner.methods import sigmoid as sigmoid
+from runner.methods import weighted_sum as weighted_sum
+from runner.methods.registry import METHODS as METHODS
+from runner.methods.registry import Method as Method
+from runner.methods.registry import Parameter as Parameter
+from runner.methods.registry import Range as Range
+from runner.methods.registry import find_method as find_method

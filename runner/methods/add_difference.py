@@ -1,0 +1,20 @@
+"""add_difference: what training made of one model, added to another."""
+
+from __future__ import annotations
+
+from runner.methods.registry import Weight, method
+
+
+@method(determinism="exact", elementwise=True, result_is=lambda alpha: "a" if alpha == 0 else None)
+def add_difference(a: Weight, b: Weight, c: Weight, *, alpha: float = 1.0) -> Weight:
+    """a + alpha·(b − c): what b learned since c, added to a.
+
+    Args:
+        a: tensor of the model that is changed, any shape.
+        b: tensor of the fine-tuned model, same shape and dtype.
+        c: tensor of the model b was trained from.
+        alpha: strength, any finite number; 0 gives a bit for bit, 1 adds the whole difference.
+
+    Source: AUTOMATIC1111 stable-diffusion-webui, modules/extras.py, "Add difference".
+    """
+    return (b - c).mul_(alpha).add_(a)

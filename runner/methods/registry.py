@@ -1,0 +1,182 @@
+"""How a plain function becomes a method: its signature is the schema of the recipe.
+
+    @method(determinism="exact", elementwise=True)
+    def weighted_sum(a: Weight, b: Weight, *, alpha: Annotated[float, Range(0, 1)] = 0.5) -> Weight:
+
+Positional parameters are the roles of the recipe's models, keyword-only ones its parameters. The
+decorator returns the function as it is, so that it can be called in a notebook. Modules of methods
+do not import torch: the tensors bring their operations, and a plan needs only the signatures.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    # To a type checker both are tensors; to the registry they say what kind of operand a role takes.
+    Weight = Annotated[Tensor, "weight"]
+    Delta = Annotated[Tensor, "delta"]
+else:
+
+    class Weight:
+        """A tensor of a model."""
+
+    class Delta:
+        """The difference of a tensor of a model from the base model's, computed before the call."""
+
+
+Determinism = Literal["exact", "stable", "machine"]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The values a number may have.
+
+    Attributes:
+        low, high: the ends, both allowed.
+        beyond: whether a recipe may go outside by saying `extrapolate: true`.
+    """
+
+    low: float
+    high: float
+    beyond: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.low:g} to {self.high:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A keyword of a method.
+
+    Attributes:
+        name: in the recipe.
+        default: None if the recipe must give it.
+        range: the numbers allowed; None for a choice.
+        choices: the words allowed; () for a number.
+    """
+
+    name: str
+    default: float | str | None
+    range: Range | None
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """What the planner and the executor need to know of a function.
+
+    Attributes:
+        name: in the recipe.
+        function: tensors of one key in, one tensor out.
+        roles: names of its models, the primary first.
+        parameters: by name.
+        determinism: the promise about its bytes: exact, stable or machine.
+        elementwise: whether each element of the result depends only on the same element of the
+            operands, so that a tensor may be cut anywhere.
+        compat: the tool whose results it reproduces, errors included; None for ours.
+        differs: what a compat method does otherwise than the standard one, for the user to read.
+        stored: whether operands come in the dtype they are stored in (compat) instead of the compute dtype.
+        idempotent: whether operands that are all equal are the result. Products of their shares need
+            not add up to the last bit, so the executor restores the common value.
+        result_is: the role whose tensor is the result for these parameters, unchanged; None if it
+            must be computed. Then the other models are not even read.
+        version: raised when the meaning of the method changes.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    roles: tuple[str, ...]
+    parameters: Mapping[str, Parameter]
+    determinism: Determinism
+    elementwise: bool
+    compat: str | None = None
+    differs: str = ""
+    stored: bool = False
+    idempotent: bool = False
+    result_is: Callable[..., str | None] = lambda **_: None
+    version: int = 1
+
+    @property
+    def summary(self) -> str:
+        """The first line of its docstring."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+    @property
+    def label(self) -> str:
+        """How records name it: weighted_sum@1, weighted_sum[diffusers]@1."""
+        compat = f"[{self.compat}]" if self.compat else ""
+        return f"{self.name}{compat}@{self.version}"
+
+
+METHODS: dict[tuple[str, str | None], Method] = {}
+
+
+def find_method(name: str, compat: str | None) -> Method | None:
+    """The method of that name, in the variant of that tool."""
+    return METHODS.get((name, compat))
+
+
+def method(
+    *,
+    determinism: Determinism,
+    elementwise: bool,
+    name: str | None = None,
+    compat: tuple[str, ...] = (),
+    differs: str = "",
+    stored: bool = False,
+    idempotent: bool = False,
+    result_is: Callable[..., str | None] = lambda **_: None,
+    version: int = 1,
+) -> Callable[[Function], Function]:
+    """Registers a function under its own name (or `name`), once for each tool in `compat`.
+
+    The arguments are the attributes of Method.
+    """
+
+    def register(function: Function) -> Function:
+        roles, parameters = _schema(function)
+        for tool in compat or (None,):
+            entry = Method(
+                name=name or function.__name__,
+                function=function,
+                roles=roles,
+                parameters=parameters,
+                determinism=determinism,
+                elementwise=elementwise,
+                compat=tool,
+                differs=differs,
+                stored=stored,
+                idempotent=idempotent,
+                result_is=result_is,
+                version=version,
+            )
+            METHODS[entry.name, tool] = entry
+        return function
+
+    return register
+
+
+def _schema(function: Callable[..., Any]) -> tuple[tuple[str, ...], dict[str, Parameter]]:
+    hints = get_type_hints(function, include_extras=True)
+    roles: list[str] = []
+    parameters: dict[str, Parameter] = {}
+    for name, argument in inspect.signature(function).parameters.items():
+        if argument.kind is not inspect.Parameter.KEYWORD_ONLY:
+            roles.append(name)
+            continue
+        default = None if argument.default is inspect.Parameter.empty else argument.default
+        hint = hints[name]
+        if get_origin(hint) is Literal:
+            parameters[name] = Parameter(name, default, None, get_args(hint))
+        else:
+            # Without a range any finite number is allowed.
+            limits = next((extra for extra in get_args(hint)[1:] if isinstance(extra, Range)), None)
+            parameters[name] = Parameter(name, default, limits)
+    return tuple(roles), parameters

@@ -1,0 +1,203 @@
+"""Which device does which job, within its memory. The only room that asks accelerate."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.errors import OutOfMemoryError, UsageError
+from runner.plan import Job, Plan
+from runner.tensors import DTYPES
+
+CPU = "cpu"
+AUTO_BUDGET_BYTES = 1 << 30  # in flight on the host, if nothing is said and so much is free
+RESULTS_PER_WORKER = 3  # tiles computed and waiting for their turn to be hashed
+_ACCELERATOR_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
+
+Device = str | int
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the work is done.
+
+    Attributes:
+        device_of: for each job of the plan, "cpu" or the number of a GPU.
+        memory: bytes each device may be used for.
+        threads: workers on the host.
+        tile_elements: elements of a tile of an element-wise job.
+        peak_bytes: most bytes in flight on the host at a time.
+        notes: what did not go as the settings asked, for the record.
+    """
+
+    device_of: tuple[Device, ...]
+    memory: Mapping[Device, int]
+    threads: int
+    tile_elements: int
+    peak_bytes: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def jobs_by_device(self) -> Counter[Device]:
+        """How many jobs each device has."""
+        return Counter(self.device_of)
+
+
+def place(
+    plan: Plan,
+    *,
+    devices: Sequence[Device] | None,
+    max_memory: Mapping[Device, int],
+    host_budget: int | None,
+    threads: int,
+    tile_elements: int,
+) -> Placement:
+    """Gives each job a device.
+
+    Args:
+        plan: the jobs.
+        devices: allowed ones, "cpu" or numbers of GPUs; None: all there are.
+        max_memory: bytes each device may be used for, where not all that is free.
+        host_budget: bytes in flight on the host; None: 1 GiB, or half of what is free if less.
+        threads: workers on the host; 0: one for each processor this process may use.
+        tile_elements: elements of a tile.
+
+    Raises:
+        OutOfMemoryError: a tensor needs more than the budget of the host.
+        UsageError: a device that is not there.
+    """
+    budget = max_memory.get(CPU) or host_budget or min(AUTO_BUDGET_BYTES, available_bytes() // 2)
+    threads = threads or len(os.sched_getaffinity(0))
+    tile = tile_bytes(plan, tile_elements)
+    # With a small budget fewer workers run; one tile is the least that works.
+    workers = max(1, min(threads, budget // (tile * RESULTS_PER_WORKER) or 1))
+    whole = max((working_bytes(plan, job) for job in plan.jobs if not job.elementwise), default=0)
+    if max(tile, whole) > budget:
+        largest = max(plan.jobs, key=lambda job: 0 if job.elementwise else working_bytes(plan, job))
+        what = f"tensor {largest.key}" if whole > tile else f"a tile of {tile_elements} elements"
+        raise OutOfMemoryError(
+            f"{what} needs {max(tile, whole)} bytes at a time, the budget is {budget}",
+            tag="BUDGET",
+            hint="raise memory=, or lower tile_elements=",
+        )
+    peak = max(min(workers * RESULTS_PER_WORKER * tile, budget), whole)
+    memory = _gpu_memory(devices, max_memory)
+    device_of, notes = _spread(plan, memory)
+    return Placement(device_of, {**memory, CPU: budget}, workers, tile_elements, peak, notes)
+
+
+def working_bytes(plan: Plan, job: Job, elements: int | None = None) -> int:
+    """Bytes a job, or a piece of it, holds at a time: operands as read, cast, results, output."""
+    count = job.spec.elements if elements is None else min(elements, job.spec.elements)
+    read = sum(DTYPES[plan.spec(load).dtype].bits // 8 for load in job.loads)
+    # Per step the result and one temporary; one more for the distance from the primary.
+    floats = (len(job.loads) + 2 * len(job.steps) + 1) * (8 if job.compute == "float64" else 4)
+    return count * (read + floats + DTYPES[job.spec.dtype].bits // 8)
+
+
+def tile_bytes(plan: Plan, tile_elements: int) -> int:
+    """The most bytes a tile of any element-wise job holds."""
+    return max((working_bytes(plan, job, tile_elements) for job in plan.jobs if job.elementwise), default=1)
+
+
+def available_bytes() -> int:
+    """Memory of the host that can still be used, also by the limit of a control group."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+    limit = "".join(_lines("/sys/fs/cgroup/memory.max")).strip()
+    used = "".join(_lines("/sys/fs/cgroup/memory.current")).strip()
+    if limit.isdigit() and used.isdigit():
+        free = min(free, max(0, int(limit) - int(used)))
+    return free
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines(keepends=True)
+    except OSError:
+        return []
+
+
+def _gpu_memory(devices: Sequence[Device] | None, max_memory: Mapping[Device, int]) -> dict[Device, int]:
+    """Bytes of each GPU that may be used; empty if the work is done on the host alone."""
+    stated = {device: size for device, size in max_memory.items() if device != CPU}
+    if devices is not None:
+        wanted = [device for device in devices if device != CPU]
+        if not wanted:
+            return {}
+        if all(device in stated for device in wanted):
+            return {device: stated[device] for device in wanted}
+    elif stated:
+        return stated
+    elif not any(Path(file).exists() for file in _ACCELERATOR_FILES):
+        return {}  # nothing there: torch need not be imported to find that out
+    found = _accelerate_memory()
+    wanted = list(found) if devices is None else [device for device in devices if device != CPU]
+    for device in wanted:
+        if device not in found:
+            there = ", ".join(map(str, found)) or "none"
+            raise UsageError(f"placement.devices: {device}: no such GPU (there are: {there})", tag="DEVICE")
+    return {device: min(found[device], stated.get(device, found[device])) for device in wanted}
+
+
+def _accelerate_memory() -> dict[Device, int]:
+    from accelerate.utils import get_max_memory
+
+    return {device: size for device, size in get_max_memory().items() if isinstance(device, int)}
+
+
+def _spread(plan: Plan, memory: Mapping[Device, int]) -> tuple[tuple[Device, ...], tuple[str, ...]]:
+    """The device of each job. GPUs share the work by bytes; what does not fit one stays on the host.
+
+    Only jobs of the exact class leave the host: they alone give the same bytes everywhere.
+    """
+    device_of: list[Device] = [CPU] * len(plan.jobs)
+    if not memory:
+        return tuple(device_of), ()
+    smallest = min(memory.values())
+    movable, too_large = [], 0
+    for number, job in enumerate(plan.jobs):
+        if not job.steps or job.determinism != "exact":
+            continue
+        if not job.elementwise and working_bytes(plan, job) > smallest:
+            too_large += 1
+        else:
+            movable.append(number)
+    for number, device in _device_map(plan, movable, memory).items():
+        device_of[number] = device
+    notes = (f"{too_large} tensors larger than the GPU's memory stay on the host",) if too_large else ()
+    return tuple(device_of), notes
+
+
+def _device_map(plan: Plan, jobs: Sequence[int], memory: Mapping[Device, int]) -> dict[int, Device]:
+    """accelerate's map for a skeleton with one leaf for each job, as large as its working set.
+
+    Its planner fills devices in order with what stays resident. Jobs come and go, so each device
+    is given room for its share of the work instead: the total, divided by the devices' memory.
+    """
+    if len(memory) == 1 or not jobs:
+        return dict.fromkeys(jobs, next(iter(memory)))
+    import torch
+    from accelerate import infer_auto_device_map
+
+    sizes = {number: working_bytes(plan, plan.jobs[number]) for number in jobs}
+    total, largest = sum(sizes.values()), max(sizes.values())
+    skeleton = torch.nn.Module()
+    for number, size in sizes.items():
+        leaf = torch.nn.Module()
+        leaf.weight = torch.nn.Parameter(
+            torch.empty(size, dtype=torch.int8, device="meta"), requires_grad=False
+        )
+        skeleton.add_module(str(number), leaf)
+    room = {device: total * size // sum(memory.values()) + largest for device, size in memory.items()}
+    last = list(memory)[-1]
+    room[last] = 2 * total + largest  # the rest always fits: nothing falls to the host or the disk
+    logging.getLogger("accelerate").setLevel(logging.ERROR)  # it warns of GPUs that are imaginary
+    found = infer_auto_device_map(skeleton, max_memory={**room, CPU: 2 * total + largest})
+    return {number: found.get(str(number), found.get("", last)) for number in jobs}

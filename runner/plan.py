@@ -1,0 +1,117 @@
+"""The plan as data: one Job for each tensor of the output, and what becomes of every key."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from runner.architectures import Place
+from runner.checkpoint import Layout
+from runner.methods import Method
+from runner.resolve import Resolved
+from runner.tensors import TensorSpec
+
+MERGED = "merged"  # computed
+COPIED = "copied"  # the parameters say: exactly one of the models
+KEPT = "kept"  # taken from the primary because a policy of the recipe says so
+BUFFER = "buffer"  # never merged: integers, schedules, markers, empty tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A tensor to be read: index of the model, and its key there."""
+
+    model: int
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A method to be applied.
+
+    Attributes:
+        method: the method.
+        arguments: its operands: a number below the count of loads is a load, the others are steps.
+        parameters: its keyword arguments, as resolved for this key.
+    """
+
+    method: Method
+    arguments: tuple[int, ...]
+    parameters: tuple[tuple[str, float | str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One tensor of the output.
+
+    Attributes:
+        key: its name; in a diffusers folder component/name.
+        place: its component and blocks.
+        fate: MERGED, COPIED, KEPT or BUFFER.
+        spec: dtype and shape as written.
+        loads: what is read; the first is the primary's tensor unless the job copies another model's.
+        steps: what is computed, in order; the last is the result. Empty: the first load is the result.
+        equal: loads that must hold the same values as the first: integer tensors are never merged.
+        compute: the dtype operands are cast to, "float32" or "float64".
+        nonfinite: whether the recipe allows NaN and Inf here.
+        file, offset: where the data goes: index in the layout's files, byte position.
+    """
+
+    key: str
+    place: Place
+    fate: str
+    spec: TensorSpec
+    loads: tuple[Load, ...]
+    steps: tuple[Step, ...] = ()
+    equal: tuple[Load, ...] = ()
+    compute: str = "float32"
+    nonfinite: bool = False
+    file: int = 0
+    offset: int = 0
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether the tensor may be cut into tiles."""
+        return all(step.method.elementwise for step in self.steps)
+
+    @property
+    def determinism(self) -> str:
+        """The weakest class of its steps."""
+        order = ("exact", "stable", "machine")
+        return max((step.method.determinism for step in self.steps), key=order.index, default="exact")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that will be done, before a tensor is read.
+
+    Attributes:
+        resolved: the recipe and its models.
+        jobs: in the order of the output's files.
+        layout: the output's files to the byte.
+        dropped: keys that will not be in the output, by reason.
+        deviations: keys where a policy of the recipe decided, by what it decided.
+        warnings: what the user should know, a line each.
+    """
+
+    resolved: Resolved
+    jobs: tuple[Job, ...]
+    layout: Layout
+    dropped: Mapping[str, tuple[str, ...]]
+    deviations: Mapping[str, tuple[str, ...]]
+    warnings: tuple[str, ...]
+
+    def spec(self, load: Load) -> TensorSpec:
+        """Dtype and shape of a tensor that is read."""
+        return self.resolved.models[load.model].checkpoint.tensors[load.key].spec
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of tensors read; digests read whole files beside."""
+        return sum(self.spec(load).nbytes for job in self.jobs for load in (*job.loads, *job.equal))
+
+    @property
+    def fates(self) -> Counter[str]:
+        """How many keys have which fate."""
+        return Counter(job.fate for job in self.jobs)

@@ -1,0 +1,322 @@
+"""From a resolved recipe to its plan, from headers alone: equal recipes and inputs give equal plans."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+from runner.errors import IncompatibleError, escape, quote
+from runner.formats import FORMATS
+from runner.methods import Method
+from runner.plan import BUFFER, COPIED, KEPT, MERGED, Job, Load, Plan, Step
+from runner.resolve import BoundMerge, Resolved
+from runner.tensors import OUTPUT_DTYPES, TensorSpec
+
+# Schedules and marker tensors of single files: facts about the primary, not weights.
+_NEVER_MERGED = re.compile(
+    r"(model_ema\.(decay|num_updates)|betas|logvar|scale_factor|v_pred|ztsnr|edm_mean|edm_std|edm_vpred\..+"
+    r"|(sqrt_|log_)?(recip_|recipm1_|one_minus_)?alphas_cumprod(_prev)?|posterior_\w+)"
+)
+
+
+def make_plan(resolved: Resolved, metadata: Mapping[str, str]) -> Plan:
+    """Plans a resolved recipe.
+
+    Args:
+        resolved: the recipe with its models opened.
+        metadata: what the header of the output says beside the tensors.
+
+    Raises:
+        IncompatibleError: keys or shapes do not fit and the recipe has no policy for them.
+    """
+    planner = _Planner(resolved)
+    jobs = {job.key: job for job in map(planner.job, planner.keys(resolved.merge))}
+    planner.raise_if_unfit()
+    output = resolved.recipe.output
+    layout = FORMATS[resolved.output_format].layout(
+        output.name,
+        {job.key: job.spec for job in jobs.values()},
+        resolved.primary.checkpoint,
+        metadata,
+        output.max_shard_bytes,
+    )
+    placed = tuple(
+        replace(jobs[key], file=number, offset=offset)
+        for number, file in enumerate(layout.files)
+        for key, (offset, _) in file.tensors.items()
+    )
+    return Plan(
+        resolved,
+        placed,
+        layout,
+        {reason: tuple(keys) for reason, keys in planner.dropped.items()},
+        {reason: tuple(keys) for reason, keys in planner.deviations.items()},
+        tuple(planner.warnings(placed)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Value:
+    """A load, or a step with its operands: one node of the expression of a key."""
+
+    load: Load | None
+    method: Method | None = None
+    operands: tuple[_Value, ...] = ()
+    parameters: tuple[tuple[str, float | str], ...] = ()
+
+
+class _Planner:
+    """Builds the expression of each key, noting what does not fit and what a policy decided."""
+
+    def __init__(self, resolved: Resolved) -> None:
+        self.resolved = resolved
+        self.specs = [model.checkpoint.specs for model in resolved.models]
+        self.dropped: dict[str, list[str]] = {}
+        self.deviations: dict[str, list[str]] = {}
+        self.unfit: dict[str, list[str]] = {}
+        self._keys: dict[int, dict[str, None]] = {}
+        self._unlike: dict[int, frozenset[str]] = {}
+        self._fate = COPIED
+        self._equal: list[Load] = []
+
+    def keys(self, node: int | BoundMerge) -> dict[str, None]:
+        """The keys a model or merge has, in the order of its primary; decided once for each."""
+        if id(node) not in self._keys:
+            self._keys[id(node)] = (
+                self._source_keys(node) if isinstance(node, int) else self._merge_keys(node)
+            )
+        return self._keys[id(node)]
+
+    def _source_keys(self, model: int) -> dict[str, None]:
+        keys = dict.fromkeys(self.specs[model])
+        if self.resolved.merge.policies.ema == "keep":
+            return keys
+        copies = [key for key in keys if key.startswith("model_ema.")]
+        if copies and model == self.resolved.merge.primary():
+            self.dropped["EMA copy"] = copies
+        return {key: None for key in keys if not key.startswith("model_ema.")}
+
+    def _merge_keys(self, merge: BoundMerge) -> dict[str, None]:
+        """The primary's keys; and where the recipe keeps them, those only another model has."""
+        primary, *others = merge.method.roles
+        keys = dict(self.keys(merge.models[primary]))
+        for role in others:
+            extra = [
+                key
+                for key in self.keys(merge.models[role])
+                if key not in keys
+                and not _NEVER_MERGED.fullmatch(key)
+                and not self._ignored(merge, role, key)
+            ]
+            if not extra:
+                continue
+            where = f"{self._name(merge, role)}: keys that {self._name(merge, primary)} lacks"
+            if merge.policies.extra == "error":
+                self.unfit[where] = extra
+            elif merge.policies.extra == "drop":
+                self.dropped[where] = extra
+            else:
+                self.deviations[f"{where}, kept"] = extra
+                keys.update(dict.fromkeys(extra))
+        return keys
+
+    def _ignored(self, merge: BoundMerge, role: str, key: str) -> bool:
+        """Whether the parameters at a key say that this model has no part in it."""
+        used = merge.method.result_is(**self._parameters(merge, key))
+        return (used is not None and used != role) or self._is_left(merge, key)
+
+    def _parameters(self, merge: BoundMerge, key: str) -> dict[str, float | str]:
+        place = self.resolved.places[key]
+        numbers = {name: weighting.at(key, place) for name, weighting in merge.weightings.items()}
+        return {**numbers, **merge.choices}
+
+    def _is_left(self, merge: BoundMerge, key: str) -> bool:
+        """Whether a compat merge leaves the component of a key as it is in a.
+
+        diffusers' merger did so, with a printed line, where the keys of b differ from those of a.
+        """
+        if not merge.method.compat:
+            return False
+        if id(merge) not in self._unlike:
+            a, b = (set(self.keys(merge.models[role])) for role in merge.method.roles[:2])
+            self._unlike[id(merge)] = frozenset(self.resolved.places[key].component for key in a ^ b)
+        return self.resolved.places[key].component in self._unlike[id(merge)]
+
+    def job(self, key: str) -> Job:
+        """The job of one key of the output."""
+        self._fate, self._equal = COPIED, []
+        merge = self.resolved.merge
+        value = self._value(merge, key)
+        assert value is not None  # key is one of keys(merge)
+        loads, steps = _flatten(value)
+        specs = [self.specs[load.model][load.key] for load in loads]
+        doubles = all(spec.dtype == "F64" for spec in specs)
+        return Job(
+            key=key,
+            place=self.resolved.places[key],
+            fate=MERGED if steps else self._fate,
+            spec=self._output_spec(key, specs[0]),
+            loads=loads,
+            steps=steps,
+            equal=tuple(dict.fromkeys(load for load in self._equal if load != loads[0])),
+            compute="float64" if doubles else self.resolved.recipe.compute_dtype,
+            nonfinite=any(fnmatchcase(key, glob) for glob in merge.policies.nonfinite),
+        )
+
+    def _value(self, node: int | BoundMerge, key: str) -> _Value | None:
+        """What a model or merge has at a key; None if it has nothing there."""
+        if key not in self.keys(node):
+            return None
+        if isinstance(node, int):
+            return _Value(Load(node, key))
+        primary_role, *others = node.method.roles
+        primary = self._value(node.models[primary_role], key)
+        if primary is None:
+            return next((v for role in others if (v := self._value(node.models[role], key))), None)
+        spec = self._spec(primary)
+        if spec.elements == 0 or _NEVER_MERGED.fullmatch(key):
+            self._fate = BUFFER
+            return primary
+        if self._is_left(node, key):
+            return self._keep(primary, f"component differs in {self._name(node, others[0])}", key)
+        if not spec.is_float and not node.method.stored:
+            return self._integer(node, key, primary)
+        parameters = self._parameters(node, key)
+        used = node.method.result_is(**parameters)
+        operands = [primary]
+        for role in others if used is None else [used] if used != primary_role else []:
+            operand = self._value(node.models[role], key)
+            if reason := self._misfit(node, role, spec, operand):
+                kind, policy, what = reason
+                if policy == "error":
+                    self.unfit.setdefault(what, []).append(key)
+                    return primary
+                return self._keep(primary, f"{kind} in {self._name(node, role)}", key)
+            assert operand is not None  # a missing one is a misfit
+            operands.append(operand)
+        if used is not None:
+            return operands[-1]
+        return _Value(None, node.method, tuple(operands), tuple(sorted(parameters.items())))
+
+    def _misfit(
+        self, merge: BoundMerge, role: str, spec: TensorSpec, operand: _Value | None
+    ) -> tuple[str, str, str] | None:
+        """What is wrong with an operand, the policy for it, and how an error says it."""
+        name, primary = self._name(merge, role), self._name(merge, merge.method.roles[0])
+        if operand is None:
+            return "missing", merge.policies.missing, f"{name}: keys of {primary} are missing"
+        theirs = self._spec(operand)
+        if theirs.shape != spec.shape:
+            shapes = f"{list(theirs.shape)} here, {list(spec.shape)} in {primary}{_variant(spec, theirs)}"
+            return "another shape", merge.policies.shapes, f"{name}: another shape, {shapes}"
+        if theirs.is_float != spec.is_float:
+            what = f"{name}: {theirs.dtype} here, {spec.dtype} in {primary}"
+            return "another kind of dtype", merge.policies.shapes, what
+        return None
+
+    def _integer(self, merge: BoundMerge, key: str, primary: _Value) -> _Value:
+        """Integers are copied; unless the recipe says otherwise, only if all models agree on them."""
+        self._fate = BUFFER
+        if merge.policies.integers == "error" and primary.load is not None:
+            others = (merge.models[role] for role in merge.method.roles[1:])
+            values = (self._value(other, key) for other in others)
+            self._equal += [value.load for value in values if value is not None and value.load is not None]
+        return primary
+
+    def _keep(self, primary: _Value, reason: str, key: str) -> _Value:
+        self._fate = KEPT
+        self.deviations.setdefault(f"{reason}: kept", []).append(key)
+        return primary
+
+    def _spec(self, value: _Value) -> TensorSpec:
+        """Shape of a value and dtype of the load that decides it."""
+        while value.load is None:
+            value = value.operands[0]
+        return self.specs[value.load.model][value.load.key]
+
+    def _output_spec(self, key: str, stored: TensorSpec) -> TensorSpec:
+        dtypes = self.resolved.recipe.output.dtype
+        primary = self.specs[self.resolved.merge.primary()].get(key, stored)
+        if not primary.is_float:
+            return primary
+        word = dtypes.get(self.resolved.places[key].component) or dtypes.get("default")
+        if word is None and self.resolved.merge.method.compat:
+            word = "float32"  # what the pipeline was loaded and saved in
+        return TensorSpec(OUTPUT_DTYPES[word] if word else primary.dtype, primary.shape)
+
+    def _name(self, merge: BoundMerge, role: str) -> str:
+        """How a message calls an operand: by its file, or by its place in the recipe."""
+        model = merge.models[role]
+        if isinstance(model, int):
+            return escape(self.resolved.models[model].checkpoint.label)
+        return escape(".".join(map(str, (*merge.path, "models", role))))
+
+    def raise_if_unfit(self) -> None:
+        """Raises: IncompatibleError that lists everything that does not fit."""
+        if not self.unfit:
+            return
+        lines = [f"{what} ({_listed(keys, self.resolved)})" for what, keys in self.unfit.items()]
+        hint = "force: true keeps the first model's tensors there and lists them"
+        if any("inpainting" in line for line in lines):
+            hint = "an inpainting model cannot be merged with a plain one; " + hint
+        raise IncompatibleError("\n".join(lines), tag="KEYS", hint=hint)
+
+    def warnings(self, jobs: tuple[Job, ...]) -> Iterable[str]:
+        """What the user should know before the merge runs."""
+        for reason, keys in (*self.dropped.items(), *self.deviations.items()):
+            yield f"{reason} ({_listed(keys, self.resolved)})"
+        if compat := self.resolved.merge.method.compat:
+            yield f"compat {compat}: {self.resolved.merge.method.differs}"
+        sources = {job.loads[0].model for job in jobs if job.fate != BUFFER}
+        if not any(job.steps for job in jobs) and len(sources) == 1:
+            label = self.resolved.models[sources.pop()].checkpoint.label
+            yield f"the result is {quote(label)} itself: with these parameters nothing is merged"
+
+
+def _flatten(value: _Value) -> tuple[tuple[Load, ...], tuple[Step, ...]]:
+    """The expression as a list to walk: loads, then steps; equal parts stand in it once."""
+    loads: dict[Load, int] = {}
+    order: dict[_Value, int] = {}
+
+    def visit(node: _Value) -> None:
+        if node.load is not None:
+            loads.setdefault(node.load, len(loads))
+            return
+        for operand in node.operands:
+            visit(operand)
+        order.setdefault(node, len(order))
+
+    visit(value)
+
+    def slot(node: _Value) -> int:
+        return loads[node.load] if node.load is not None else len(loads) + order[node]
+
+    steps = []
+    for node in order:
+        assert node.method is not None  # it is no load
+        steps.append(Step(node.method, tuple(map(slot, node.operands)), node.parameters))
+    return tuple(loads), tuple(steps)
+
+
+def _variant(spec: TensorSpec, theirs: TensorSpec) -> str:
+    """What a first convolution with other input channels means."""
+    kinds = {4: "plain", 8: "instruct-pix2pix", 9: "inpainting"}
+    if len(spec.shape) == 4 and spec.shape[0] == theirs.shape[0] and len(theirs.shape) == 4:
+        ours, other = kinds.get(spec.shape[1]), kinds.get(theirs.shape[1])
+        if ours and other and spec.shape[2:] == theirs.shape[2:]:
+            return f" ({other} model against {ours} one)"
+    return ""
+
+
+def _listed(keys: list[str], resolved: Resolved) -> str:
+    """Whole components by name, else the count and the first keys."""
+    components = Counter(resolved.places[key].component for key in keys)
+    whole = Counter(resolved.places[key].component for key in resolved.primary.checkpoint.tensors)
+    if all(count == whole.get(component) for component, count in components.items()):
+        names = ", ".join(sorted(components))
+        return f"{len(keys)} tensors, all of {names}"
+    first = ", ".join(escape(key) for key in keys[:3])
+    return f"{len(keys)} tensors: {first}{', ...' if len(keys) > 3 else ''}"

@@ -1,0 +1,74 @@
+"""What a person sees of long work: a bar on a terminal, a quiet line now and then elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from runner.describe import size
+
+log = logging.getLogger(__name__)
+QUIET_SECONDS = 15.0  # between two lines where there is no terminal
+
+
+@contextmanager
+def progress(total: int, what: str, mode: str) -> Iterator[Callable[[int], None]]:
+    """Shows how far a stage is; yields the function to be told of more bytes done.
+
+    Args:
+        total: bytes of the whole stage.
+        what: names the stage.
+        mode: "on", "off", or "auto": a bar only if stderr is a terminal.
+    """
+    if mode == "off":
+        yield lambda count: None
+    elif mode == "on" or sys.stderr.isatty():
+        with _bar(total, what) as advance:
+            yield advance
+    else:
+        yield _lines(total, what)
+
+
+@contextmanager
+def _bar(total: int, what: str) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def _lines(total: int, what: str) -> Callable[[int], None]:
+    started = said = time.monotonic()
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done, said
+        done += count
+        now = time.monotonic()
+        if now - said < QUIET_SECONDS or not done:
+            return
+        said = now
+        rate = done / (now - started)
+        left = (total - done) / rate
+        log.info("%s: %s of %s, %s/s, %.0f s left", what, size(done), size(total), size(int(rate)), left)
+
+    return advance

@@ -1,0 +1,307 @@
+"""Names to things: opens the headers of the sources, finds methods, binds parameters to places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from runner.architectures import Architecture, Place, detect, place
+from runner.checkpoint import Checkpoint
+from runner.demo import demo_model
+from runner.errors import IncompatibleError, InputError, KeyPath, Location, Problems, nearest, quote
+from runner.formats import FORMATS
+from runner.methods import METHODS, Method, find_method
+from runner.recipe import RECIPE_KEYS, Merge, Policies, Recipe, Source
+from runner.weighting import Weighting, parse_weighting
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model on disk that the recipe names, opened.
+
+    Attributes:
+        sources: every place in the recipe that names it.
+        checkpoint: its headers.
+        architecture: None if it is none we know.
+    """
+
+    sources: tuple[Source, ...]
+    checkpoint: Checkpoint
+    architecture: Architecture | None
+
+
+@dataclass(frozen=True)
+class BoundMerge:
+    """A merge of the recipe with its names resolved.
+
+    Attributes:
+        method: the method.
+        models: by role; a source is its index in Resolved.models.
+        weightings: the numeric parameters of the method.
+        choices: its other parameters.
+        policies, seed, path: of the recipe's merge.
+    """
+
+    method: Method
+    models: Mapping[str, int | BoundMerge]
+    weightings: Mapping[str, Weighting]
+    choices: Mapping[str, str]
+    policies: Policies
+    seed: int
+    path: KeyPath
+
+    def primary(self) -> int:
+        """The source that decides the keys: the first role, and of a merge there its first role."""
+        first = self.models[self.method.roles[0]]
+        return first if isinstance(first, int) else first.primary()
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe and everything it names."""
+
+    recipe: Recipe
+    models: tuple[Model, ...]
+    merge: BoundMerge
+    output_format: str
+
+    @property
+    def primary(self) -> Model:
+        """The model whose keys, shapes and other files the output has."""
+        return self.models[self.merge.primary()]
+
+    @cached_property
+    def places(self) -> dict[str, Place]:
+        """Where each key of any model stands."""
+        return _places(self.primary, self.models)
+
+
+def _places(primary: Model, models: tuple[Model, ...]) -> dict[str, Place]:
+    keys = dict.fromkeys(key for model in models for key in model.checkpoint.tensors)
+    return {key: place(primary.architecture, primary.checkpoint.format, key) for key in keys}
+
+
+def resolve(
+    recipe: Recipe, locate: Callable[[KeyPath], Location], models_dir: Path, cache_dir: Path
+) -> Resolved:
+    """Binds a recipe to files, methods and places.
+
+    Args:
+        recipe: as parsed.
+        locate: where the value at a key path was written, for errors.
+        models_dir: relative paths of sources start here.
+        cache_dir: demo models are kept here.
+
+    Raises:
+        RecipeError: with every wrong name and value.
+        InputError: with every source that is missing or malformed.
+        IncompatibleError: the sources are of different layouts.
+    """
+    problems = Problems(locate)
+    bound = _check_names(recipe.merge, problems)
+    models, unreadable = _open_sources(recipe, models_dir, cache_dir)
+    if unreadable or not bound:
+        problems.raise_if_any()
+        raise _together(unreadable)
+    index_of = {source.path: at for at, model in enumerate(models) for source in model.sources}
+    primary = models[index_of[_primary_source(recipe.merge).path]]
+    names = _Names(primary, models)
+    merge = _bind(recipe.merge, index_of, names, problems)
+    output_format = _check_output(recipe, primary, names, problems)
+    problems.raise_if_any()
+    _check_layouts(models, primary)
+    return Resolved(recipe, models, merge, output_format)
+
+
+def source_path(source: Source, models_dir: Path, cache_dir: Path) -> Path:
+    """Where a source is.
+
+    Raises:
+        InputError: it names something that is no file here.
+    """
+    name = source.name
+    if name.startswith("demo:"):
+        return demo_model(name.removeprefix("demo:"), cache_dir)
+    if name.startswith("hf:"):
+        hint = "download it first (hf download ORG/NAME) and give the path of the folder"
+        raise InputError(f"{quote(name)}: models of the hub are not read yet", tag="HUB", hint=hint)
+    if "://" in name:
+        raise InputError(f"{quote(name)}: a URL; a source is a path or demo:NAME", tag="URL")
+    return models_dir / Path(name).expanduser()
+
+
+def _open_sources(
+    recipe: Recipe, models_dir: Path, cache_dir: Path
+) -> tuple[tuple[Model, ...], list[InputError]]:
+    """Opens each distinct source once; returns with the models what could not be opened."""
+    opened: dict[tuple[Path, str | None], Model] = {}
+    unreadable: dict[tuple[str, str | None], InputError] = {}
+    for source in recipe.merge.sources():
+        try:
+            path = source_path(source, models_dir, cache_dir)
+            file = (path.resolve(), source.variant)
+            if file in opened:
+                opened[file] = replace(opened[file], sources=(*opened[file].sources, source))
+                continue
+            checkpoint = _open(path, source, models_dir)
+            architecture = detect(checkpoint.format, checkpoint.specs, checkpoint.pipeline)
+            opened[file] = Model((source,), checkpoint, architecture)
+        except InputError as error:
+            unreadable[source.name, source.variant] = error
+    return tuple(opened.values()), list(unreadable.values())
+
+
+def _open(path: Path, source: Source, models_dir: Path) -> Checkpoint:
+    entry = next(entry for entry in FORMATS.values() if entry.accepts(path))
+    try:
+        return entry.open(path, source.name, source.variant)
+    except InputError as error:
+        if error.tag == "MISSING" and not path.exists():
+            error.hint = f"paths start at models_dir={models_dir}{_nearest_file(path)}"
+        raise
+
+
+def _nearest_file(path: Path) -> str:
+    try:
+        return nearest(path.name, (entry.name for entry in path.parent.iterdir()))
+    except OSError:
+        return ""
+
+
+def _together(errors: list[InputError]) -> InputError:
+    if len(errors) == 1:
+        return errors[0]
+    hint = next((error.hint for error in errors if error.hint), None)
+    return InputError("\n".join(error.message for error in errors), tag=errors[0].tag, hint=hint)
+
+
+def _check_names(merge: Merge, problems: Problems) -> bool:
+    """Notes unknown methods, roles and parameters; whether all methods and roles are known."""
+    good = True
+    for model in merge.models.values():
+        if isinstance(model, Merge):
+            good &= _check_names(model, problems)
+    method = find_method(merge.method, merge.compat)
+    if method is None:
+        problems.add(*_unknown_method(merge))
+        return False
+    takes = f"{method.name} takes {', '.join(method.roles)}"
+    for role in method.roles:
+        if role not in merge.models:
+            problems.add((*merge.path, "models", role), f"missing: {takes}")
+            good = False
+    for role in merge.models:
+        if role not in method.roles:
+            problems.add((*merge.path, "models", role), f"no such model: {takes}")
+    for name, value in merge.parameters.items():
+        if name not in method.parameters:
+            known = (*method.parameters, *RECIPE_KEYS)
+            own = ", ".join(method.parameters) or "none"
+            hint = nearest(name, known) or f" (its parameters: {own})"
+            problems.add(
+                (*merge.path, name), f"unknown parameter of {method.name}{hint} (found {quote(value)})"
+            )
+    return good
+
+
+def _unknown_method(merge: Merge) -> tuple[KeyPath, str]:
+    tools = sorted({tool for _, tool in METHODS if tool})
+    if merge.compat is not None and merge.compat not in tools:
+        hint = nearest(merge.compat, tools) or f" (there are: {', '.join(tools)})"
+        return (*merge.path, "compat"), f"unknown tool {quote(merge.compat)}{hint}"
+    names = sorted(name for name, tool in METHODS if tool == merge.compat)
+    where = f" with compat: {merge.compat}" if merge.compat else ""
+    hint = nearest(merge.method, names) or f" (there are: {', '.join(names)})"
+    return (*merge.path, "method"), f"unknown method {quote(merge.method)}{where}{hint}"
+
+
+def _primary_source(merge: Merge) -> Source:
+    method = find_method(merge.method, merge.compat)
+    assert method is not None  # checked by _check_names
+    first = merge.models[method.roles[0]]
+    return first if isinstance(first, Source) else _primary_source(first)
+
+
+class _Names:
+    """The names by which a recipe can select parts of the primary."""
+
+    def __init__(self, primary: Model, models: tuple[Model, ...]) -> None:
+        self.places = _places(primary, models)
+        self.architecture = primary.architecture
+        self.components = frozenset(place.component for place in self.places.values())
+        self.blocks = frozenset(block for place in self.places.values() for block in place.blocks)
+
+
+def _bind(merge: Merge, index_of: Mapping[KeyPath, int], names: _Names, problems: Problems) -> BoundMerge:
+    method = find_method(merge.method, merge.compat)
+    assert method is not None  # checked by _check_names
+    weightings: dict[str, Weighting] = {}
+    choices: dict[str, str] = {}
+    for name, parameter in method.parameters.items():
+        path, value = (*merge.path, name), merge.parameters.get(name)
+        if parameter.choices:
+            value = parameter.default if value is None else value
+            choices[name] = _choice(parameter.choices, value, path, problems)
+        else:
+            weightings[name] = parse_weighting(
+                parameter,
+                value,
+                path,
+                merge.policies.extrapolate,
+                names.components,
+                names.architecture,
+                names.blocks,
+                problems,
+            )
+            for rule in weightings[name].rules:
+                if not any(rule.rank(key, place) for key, place in names.places.items()):
+                    problems.add(rule.path, "selects no tensor of these models")
+    models = {
+        role: index_of[model.path] if isinstance(model, Source) else _bind(model, index_of, names, problems)
+        for role, model in merge.models.items()
+    }
+    return BoundMerge(method, models, weightings, choices, merge.policies, merge.seed, merge.path)
+
+
+def _choice(words: tuple[str, ...], value: Any, path: KeyPath, problems: Problems) -> str:
+    if value not in words:
+        hint = nearest(str(value), words)
+        problems.add(path, f"expected one of {', '.join(words)}; found {quote(value)}{hint}")
+    return str(value)
+
+
+def _check_output(recipe: Recipe, primary: Model, names: _Names, problems: Problems) -> str:
+    """Notes what is wrong with `output`; returns its format."""
+    output, found = recipe.output, primary.checkpoint.format
+    if output.format is not None and output.format not in FORMATS:
+        hint = nearest(output.format, FORMATS) or f" (there are: {', '.join(FORMATS)})"
+        problems.add(("output", "format"), f"unknown format {quote(output.format)}{hint}")
+    elif output.format not in (None, found):
+        problems.add(
+            ("output", "format"),
+            f"converting {FORMATS[found].title} to {output.format} is not possible yet; "
+            f"leave it out or say {found}",
+        )
+    for component in output.dtype:
+        if component != "default" and component not in names.components:
+            hint = nearest(component, names.components)
+            there_are = ", ".join(sorted(names.components))
+            problems.add(("output", "dtype", component), f"no such component{hint} (there are: {there_are})")
+    if output.max_shard_bytes is not None and found == "checkpoint":
+        problems.add(("output", "max_shard_size"), "a single file is not split; leave it out")
+    return found
+
+
+def _check_layouts(models: tuple[Model, ...], primary: Model) -> None:
+    for model in models:
+        ours, theirs = primary.checkpoint, model.checkpoint
+        if theirs.format != ours.format:
+            raise IncompatibleError(
+                f"{quote(ours.label)} is a {FORMATS[ours.format].title}, {quote(theirs.label)} is a "
+                f"{FORMATS[theirs.format].title}: layouts cannot be mixed yet",
+                tag="LAYOUT",
+                hint="give all models in the same layout",
+            )

@@ -1,0 +1,360 @@
+"""The output's way to its final name: all or nothing.
+
+At every instant the final name is absent, unchanged, or a complete verified model. The output is
+built beside its final place under the name .rnr-<8 hex>.part, locked, preallocated, written by
+position, synced, read back, and renamed. A partial without a lock is what a killed run left behind;
+the next run with the same output removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from runner.checkpoint import Layout, OutputFile
+from runner.errors import BusyError, InputError, MismatchError, OutputError, RunnerError, UsageError, quote
+from runner.files import PIECE_BYTES, look, open_regular, read_into
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A piece of a weight file, and how to recognise it when it is read back.
+
+    Attributes:
+        file: index in the layout's files.
+        offset, nbytes: where it is in the file.
+        checksum: of its bytes, as they were in memory.
+    """
+
+    file: int
+    offset: int
+    nbytes: int
+    checksum: int
+
+
+def checksum(data: memoryview) -> int:
+    """CRC-32: it finds what disks and memories do to bytes, at a fraction of the time of SHA-256."""
+    return zlib.crc32(data)
+
+
+def check_place(layout: Layout, folder: Path, inputs: set[tuple[int, int]]) -> Path:
+    """The final path of the output, if it may be written there.
+
+    Args:
+        layout: of the output.
+        folder: where it goes; must exist.
+        inputs: (device, inode) of every input file and folder.
+
+    Raises:
+        UsageError: the place is an input, a symbolic link, or a folder that is there already.
+        OutputError: the folder is missing or cannot be written to.
+    """
+    target = folder / layout.name
+    if not folder.is_dir():
+        raise OutputError(
+            f"output folder {quote(folder)}: no such folder", hint=f"make it: mkdir -p {folder}"
+        )
+    try:
+        status = os.lstat(target)
+    except FileNotFoundError:
+        return target
+    except OSError as error:
+        raise _failed(target, error) from error
+    if (status.st_dev, status.st_ino) in inputs:
+        raise UsageError(f"output {quote(target)} is one of the inputs", hint="give output.name another name")
+    if target.is_symlink():
+        raise UsageError(f"output {quote(target)} is a symbolic link; it would be replaced", hint="remove it")
+    if target.is_dir():
+        what = "is there already" if layout.folder else "is a folder"
+        hint = "remove it, or give output.name another name"
+        raise UsageError(f"output {quote(target)} {what}; folders are never replaced", hint=hint)
+    if layout.folder:
+        raise UsageError(f"output {quote(target)} is a file; the output is a folder", hint="remove it")
+    return target
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that can be written to the file system of a folder."""
+    return shutil.disk_usage(folder).free
+
+
+class Staging:
+    """The partial output, from its creation to its publication; a context manager that cleans up.
+
+    Args:
+        layout: what will be written.
+        target: the final path.
+    """
+
+    def __init__(self, layout: Layout, target: Path) -> None:
+        self.layout = layout
+        self.target = target
+        digits = hashlib.sha256(target.name.encode()).hexdigest()[:8]
+        self.partial = target.with_name(f".rnr-{digits}.part")
+        self.stale = False
+        self._lock: int | None = None
+        self._descriptors: list[int] = []
+        self._headers: list[Written] = []
+
+    def __enter__(self) -> Staging:
+        """Creates, locks and preallocates the partial output, and writes its headers.
+
+        Raises:
+            BusyError: another run is writing this output.
+            OutputError: no room, no permission, ...; nothing is left behind.
+        """
+        try:
+            self._create()
+        except BaseException:
+            self._discard()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Removes what was not published."""
+        self._discard()
+
+    def path(self, file: OutputFile) -> Path:
+        """Where a weight file is being built."""
+        return self.partial / file.name if self.layout.folder else self.partial
+
+    def write(self, file: int, data: memoryview, offset: int) -> Written:
+        """Writes bytes at a position of a weight file; any thread, any order.
+
+        Raises:
+            OutputError: the device refused.
+        """
+        done = 0
+        while done < len(data):
+            try:
+                done += os.pwrite(self._descriptors[file], data[done : done + PIECE_BYTES], offset + done)
+            except OSError as error:
+                raise _failed(self.target, error) from error
+        return Written(file, offset, len(data), checksum(data))
+
+    def sync(self) -> None:
+        """Brings every file to the disk. An error here is final.
+
+        Raises:
+            OutputError: the device failed.
+        """
+        try:
+            for descriptor in self._descriptors:
+                os.fsync(descriptor)
+        except OSError as error:
+            raise _failed(self.target, error) from error
+
+    def verify(self, pieces: Sequence[Written], threads: int) -> None:
+        """Reads the output back and compares it with what was written.
+
+        Args:
+            pieces: what was written after the headers, with checksums taken from memory.
+            threads: how many read at a time.
+
+        Raises:
+            MismatchError: a file does not hold what was written to it.
+        """
+        try:
+            for file in self.layout.files:
+                found = look(self.path(file), file.name or self.target.name)
+                if found.identity.size != file.nbytes:
+                    raise self._mismatch(file, f"{found.identity.size} bytes")
+            pieces = [*self._headers, *pieces]
+            with ThreadPoolExecutor(threads, thread_name_prefix="verify") as pool:
+                shares = [pieces[number::threads] for number in range(threads)]
+                for _ in pool.map(self._verify_pieces, shares):
+                    pass
+        except InputError as error:
+            raise MismatchError(f"read back: {error.message}. No output was written.") from error
+
+    def _verify_pieces(self, pieces: Sequence[Written]) -> None:
+        buffer = bytearray(max((piece.nbytes for piece in pieces), default=0))
+        opened: dict[int, int] = {}
+        try:
+            for piece in pieces:
+                file = self.layout.files[piece.file]
+                if piece.file not in opened:
+                    opened[piece.file] = open_regular(self.path(file), file.name)
+                view = memoryview(buffer)[: piece.nbytes]
+                read_into(opened[piece.file], view, piece.offset, file.name)
+                if checksum(view) != piece.checksum:
+                    raise self._mismatch(file, f"bytes {piece.offset} to {piece.offset + piece.nbytes}")
+        finally:
+            for descriptor in opened.values():
+                os.close(descriptor)
+
+    def _mismatch(self, file: OutputFile, what: str) -> MismatchError:
+        return MismatchError(
+            f"{quote(file.name or self.target.name)}: {what}: what was read back is not what was written. "
+            "No output was written.",
+            hint="the disk or the memory of this machine is failing",
+        )
+
+    def publish(self) -> None:
+        """Gives the output its final name. After this it is never removed.
+
+        Raises:
+            OutputError: the name could not be given; nothing is left behind. Or the folder could
+                not be synced: then the output is in place and complete.
+        """
+        try:
+            mask = os.umask(0)
+            os.umask(mask)
+            for path in [self.partial, *(self.partial.rglob("*") if self.layout.folder else [])]:
+                path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+                if path.is_dir():
+                    _sync_folder(path)
+            self.partial.replace(self.target)
+        except OSError as error:
+            raise _failed(self.target, error) from error
+        try:
+            _sync_folder(self.target.parent)
+        except OSError as error:
+            message = f"{quote(self.target)} is in place and verified, but its folder could not be synced"
+            raise OutputError(f"{message}: {error.strerror}") from error
+
+    def _create(self) -> None:
+        # Between opening and locking another run may have finished and renamed the partial away.
+        while not self._open_locked():
+            pass
+        try:
+            if self.layout.folder:
+                for name, text in self.layout.texts.items():
+                    path = self.partial / name
+                    path.parent.mkdir(exist_ok=True)
+                    with path.open("wb") as stream:
+                        stream.write(text)
+                        stream.flush()
+                        os.fsync(stream.fileno())
+            for file in self.layout.files:
+                path = self.path(file)
+                if self.layout.folder:
+                    path.parent.mkdir(exist_ok=True)
+                    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                    descriptor = os.open(path, flags, 0o600)
+                else:
+                    assert self._lock is not None  # _open_locked made it
+                    descriptor = os.dup(self._lock)
+                self._descriptors.append(descriptor)
+                _allocate(descriptor, file.nbytes)
+        except OSError as error:
+            raise _failed(self.target, error, self.layout.nbytes) from error
+        for number, file in enumerate(self.layout.files):
+            self._headers.append(self.write(number, memoryview(file.header), 0))
+
+    def _open_locked(self) -> bool:
+        """Opens and locks the partial; False if it vanished in between and must be tried again."""
+        flags = os.O_NOFOLLOW | os.O_CLOEXEC
+        self.stale = _is_there(self.partial)
+        try:
+            if self.layout.folder:
+                if not self.stale:
+                    self.partial.mkdir(mode=0o700)
+                lock = os.open(self.partial, flags | os.O_RDONLY | os.O_DIRECTORY)
+            else:
+                lock = os.open(self.partial, flags | os.O_RDWR | os.O_CREAT, 0o600)
+        except (FileNotFoundError, FileExistsError):
+            return False
+        except OSError as error:
+            if self.layout.folder and not self.stale:
+                with contextlib.suppress(OSError):
+                    self.partial.rmdir()
+            raise _failed(self.target, error) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                hint = "wait for it, or give output.name another name"
+                raise BusyError(f"another run is writing {quote(self.target)}", hint=hint) from error
+            raise _failed(self.target, error) from error
+        try:
+            if not os.path.samestat(os.fstat(lock), os.lstat(self.partial)):
+                raise FileNotFoundError
+        except FileNotFoundError:
+            os.close(lock)
+            return False
+        self._lock = lock
+        if self.stale:  # a lock that is free: nobody is building this any more
+            if self.layout.folder:
+                for entry in self.partial.iterdir():
+                    shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+            else:
+                os.ftruncate(lock, 0)
+        return True
+
+    def _discard(self) -> None:
+        """Removes the partial, if it is still there and ours, and lets the lock go."""
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(self._lock), os.lstat(self.partial)):
+                    shutil.rmtree(self.partial) if self.layout.folder else self.partial.unlink()
+            os.close(self._lock)
+            self._lock = None
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors.clear()
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a small file whole or not at all.
+
+    Raises:
+        OutputError: the device refused; the old content is unchanged.
+    """
+    partial = path.with_name(f".rnr-{path.name}.part")
+    try:
+        with partial.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise _failed(path, error) from error
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Takes the room on the disk now, so that it cannot run out later."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    else:
+        os.ftruncate(descriptor, size)
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _failed(path: Path, error: OSError, needed: int | None = None) -> RunnerError:
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) and needed is not None:
+        free = free_bytes(path.parent)
+        reason = f"{reason}: {needed} bytes needed, {free} free"
+    return OutputError(f"writing {quote(path)}: {reason}. No output was written.", tag="WRITE")

@@ -1,0 +1,104 @@
+"""Small real checkpoints, and the straight line from a recipe to tensors without Hydra."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from runner.errors import KeyPath, Location
+from runner.execute import Outcome, execute
+from runner.place import place
+from runner.plan import Plan
+from runner.planner import make_plan
+from runner.recipe import parse_recipe
+from runner.record import header_metadata
+from runner.resolve import Resolved, resolve
+from runner.write import Staging, check_place
+
+# Shapes that occur in real checkpoints, the awkward ones too.
+SHAPES: dict[str, tuple[int, ...]] = {
+    "model.diffusion_model.conv.weight": (8, 4, 3, 3),
+    "model.diffusion_model.linear.weight": (64, 33),
+    "model.diffusion_model.norm.bias": (7,),
+    "model.diffusion_model.column.weight": (5, 1),
+    "model.diffusion_model.scalar": (),
+    "model.diffusion_model.one": (1,),
+    "model.diffusion_model.empty": (0, 4),
+    "first_stage_model.decoder.conv.weight": (3, 3),
+    "cond_stage_model.transformer.weight": (16, 16),
+}
+
+
+def random_tensors(
+    seed: int, dtype: torch.dtype = torch.float16, shapes: Mapping[str, tuple[int, ...]] = SHAPES
+) -> dict[str, Tensor]:
+    """Seeded normal tensors of the given shapes."""
+    generator = torch.Generator().manual_seed(seed)
+    return {key: torch.randn(shape, generator=generator).to(dtype) for key, shape in shapes.items()}
+
+
+def write_models(
+    folder: Path, dtype: torch.dtype = torch.float16, **models: int
+) -> dict[str, dict[str, Tensor]]:
+    """Writes NAME.safetensors for each name=seed; returns the tensors by name."""
+    written = {name: random_tensors(seed, dtype) for name, seed in models.items()}
+    for name, tensors in written.items():
+        save_file(tensors, folder / f"{name}.safetensors", {"format": "pt"})
+    return written
+
+
+def here(path: KeyPath) -> Location:
+    """Every value of a test's recipe stands in line 1 of test.yaml."""
+    return Location("test.yaml", 1)
+
+
+def resolved(tree: Mapping[str, Any], models_dir: Path, cache: Path | None = None) -> Resolved:
+    """A recipe, resolved."""
+    return resolve(parse_recipe("test", tree, here), here, models_dir, cache or models_dir)
+
+
+def planned(tree: Mapping[str, Any], models_dir: Path, cache: Path | None = None) -> Plan:
+    """A recipe, planned."""
+    bound = resolved(tree, models_dir, cache)
+    return make_plan(bound, header_metadata(bound))
+
+
+def merge(
+    tree: Mapping[str, Any],
+    models_dir: Path,
+    out: Path,
+    *,
+    threads: int = 2,
+    tile_elements: int = 32768,
+    host_budget: int | None = None,
+    cache: Path | None = None,
+) -> tuple[Path, Outcome]:
+    """Merges by a recipe into a folder, which is made."""
+    out.mkdir(exist_ok=True)
+    plan = planned(tree, models_dir, cache)
+    placement = place(
+        plan,
+        devices=["cpu"],
+        max_memory={},
+        host_budget=host_budget,
+        threads=threads,
+        tile_elements=tile_elements,
+    )
+    target = check_place(plan.layout, out, set())
+    with Staging(plan.layout, target) as staging:
+        outcome = execute(plan, placement, staging, lambda count: None)
+        staging.sync()
+        staging.verify(outcome.written, threads)
+        staging.publish()
+    return target, outcome
+
+
+def merged(tree: Mapping[str, Any], models_dir: Path, out: Path, **settings: Any) -> dict[str, Tensor]:
+    """The tensors of a merge to a single file."""
+    target, _ = merge(tree, models_dir, out, **settings)
+    return load_file(target)

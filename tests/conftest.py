@@ -1,0 +1,21 @@
+"""Shared places: demo models are made once a session, in a folder of the session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where demo models and digests are kept during the tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _own_home(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's own cache, or asks a hub."""
+    monkeypatch.setenv("RUNNER_CACHE", str(cache))
+    monkeypatch.delenv("RUNNER_RECIPES", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")

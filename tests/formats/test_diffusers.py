@@ -1,0 +1,203 @@
+"""Diffusers folders: what is read, what is carried on, what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from runner.checkpoint import Checkpoint
+from runner.demo import demo_model
+from runner.errors import InputError
+from runner.formats import FORMATS
+from runner.formats.diffusers import DiffusersFolder
+
+FOLDER = DiffusersFolder()
+
+
+@pytest.fixture
+def photo(tmp_path: Path, cache: Path) -> Path:
+    """A copy of a demo model that a test may damage."""
+    return Path(shutil.copytree(demo_model("photo", cache), tmp_path / "photo"))
+
+
+def open_folder(path: Path, variant: str | None = None) -> Checkpoint:
+    return FOLDER.open(path, "photo", variant)
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def weights(names: list[str]) -> dict[str, torch.Tensor]:
+    return {name: torch.ones(2) for name in names}
+
+
+def test_keys_are_component_and_name(photo: Path) -> None:
+    checkpoint = open_folder(photo)
+    assert {key.partition("/")[0] for key in checkpoint.tensors} == {"unet", "vae", "text_encoder"}
+    assert "unet/conv_in.weight" in checkpoint.tensors
+    assert checkpoint.pipeline == "StableDiffusionPipeline"
+
+
+def test_files_without_weights_are_carried_on_and_code_is_not(photo: Path) -> None:
+    (photo / "unet" / "evil.py").write_text("raise SystemExit")
+    (photo / "unet" / "pickle.bin").write_bytes(b"\x80\x02")
+    others = set(open_folder(photo).others)
+    assert {"model_index.json", "scheduler/scheduler_config.json", "unet/config.json"} <= others
+    assert not any(name.endswith((".py", ".bin", ".safetensors")) for name in others)
+
+
+def test_a_path_in_a_config_is_not_carried_on(photo: Path) -> None:
+    edit(photo / "unet" / "config.json", _name_or_path="/home/someone/secret", auto_map={"x": "y.py"})
+    checkpoint = open_folder(photo)
+    layout = FOLDER.layout("x", checkpoint.specs, checkpoint, {}, None)
+    config = json.loads(layout.texts["unet/config.json"])
+    assert "_name_or_path" not in config and "auto_map" not in config and config["_class_name"]
+
+
+def test_an_output_layout_of_an_input_is_the_input(photo: Path) -> None:
+    checkpoint = open_folder(photo)
+    layout = FOLDER.layout("copy", checkpoint.specs, checkpoint, {}, None)
+    assert {file.name for file in layout.files} == {
+        path.relative_to(photo).as_posix() for path in photo.rglob("*.safetensors")
+    }
+    assert layout.texts["scheduler/scheduler_config.json"] == (
+        (photo / "scheduler" / "scheduler_config.json").read_bytes()
+    )
+
+
+def test_shards_are_split_by_size_and_read_back_as_one(photo: Path, tmp_path: Path) -> None:
+    checkpoint = open_folder(photo)
+    layout = FOLDER.layout("copy", checkpoint.specs, checkpoint, {}, 200_000)
+    unet = [file for file in layout.files if file.name.startswith("unet/")]
+    assert len(unet) > 1
+    assert unet[0].name == f"unet/diffusion_pytorch_model-00001-of-{len(unet):05d}.safetensors"
+    index = json.loads(layout.texts["unet/diffusion_pytorch_model.safetensors.index.json"])
+    assert index["weight_map"]["conv_in.weight"] in {Path(file.name).name for file in unet}
+    copy = tmp_path / "copy"
+    shutil.copytree(photo, copy, ignore=shutil.ignore_patterns("*.safetensors"))
+    for name, text in layout.texts.items():
+        (copy / name).write_bytes(text)
+    for file in layout.files:
+        (copy / file.name).write_bytes(file.header + bytes(file.nbytes - len(file.header)))
+    assert FOLDER.open(copy, "copy", None).specs == checkpoint.specs
+
+
+def test_a_variant_is_taken_when_asked_for_or_the_only_one(photo: Path) -> None:
+    unet = photo / "unet"
+    save_file(weights(["half"]), unet / "diffusion_pytorch_model.fp16.safetensors")
+    assert "unet/conv_in.weight" in open_folder(photo).tensors
+    assert "unet/half" in open_folder(photo, "fp16").tensors
+    (unet / "diffusion_pytorch_model.safetensors").unlink()
+    assert "unet/half" in open_folder(photo).tensors
+
+
+def test_two_variants_and_no_plain_files_are_ambiguous(photo: Path) -> None:
+    unet = photo / "unet"
+    (unet / "diffusion_pytorch_model.safetensors").unlink()
+    for variant in ("fp16", "non_ema"):
+        save_file(weights(["x"]), unet / f"diffusion_pytorch_model.{variant}.safetensors")
+    with pytest.raises(InputError, match="several variants") as caught:
+        open_folder(photo)
+    assert "variant: fp16" in str(caught.value.hint)
+
+
+def test_an_unknown_variant_names_the_nearest(photo: Path) -> None:
+    save_file(weights(["x"]), photo / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    with pytest.raises(InputError, match='did you mean "fp16"'):
+        open_folder(photo, "fp61")
+
+
+def index_text(weight_map: Any) -> str:
+    return json.dumps({"metadata": {"total_size": 8}, "weight_map": weight_map})
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "reason"),
+    [
+        ({"x": "../../secret.safetensors"}, "bare name"),
+        ({"x": "/etc/passwd"}, "bare name"),
+        ({"x": "C:\\secret.safetensors"}, "bare name"),
+        ({"x": "pytorch_model.bin"}, "bare name"),
+        ({"x": "missing.safetensors"}, "no such file"),
+        ({"x": "shard.safetensors", "y": "shard.safetensors"}, "the index only"),
+        (["x"], "expected a mapping"),
+        ({"x": 3}, "expected a mapping"),
+    ],
+)
+def test_an_index_cannot_lie(photo: Path, weight_map: Any, reason: str) -> None:
+    unet = photo / "unet"
+    (unet / "diffusion_pytorch_model.safetensors").unlink()
+    save_file(weights(["x"]), unet / "shard.safetensors")
+    (unet / "diffusion_pytorch_model.safetensors.index.json").write_text(index_text(weight_map))
+    with pytest.raises(InputError, match=reason):
+        open_folder(photo)
+
+
+def test_a_single_file_and_an_index_together_are_refused(photo: Path) -> None:
+    (photo / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(index_text({}))
+    with pytest.raises(InputError, match="both"):
+        open_folder(photo)
+
+
+def test_a_link_out_of_the_folder_is_refused(photo: Path, tmp_path: Path) -> None:
+    file = photo / "unet" / "diffusion_pytorch_model.safetensors"
+    file.rename(tmp_path / "elsewhere.safetensors")
+    file.symlink_to(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(InputError, match="symbolic link"):
+        open_folder(photo)
+
+
+def test_a_snapshot_of_the_hub_cache_links_to_its_blobs(photo: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--x" / "snapshots" / "rev"
+    shutil.copytree(photo, snapshot)
+    blobs = tmp_path / "models--x" / "blobs"
+    blobs.mkdir()
+    file = snapshot / "unet" / "diffusion_pytorch_model.safetensors"
+    file.rename(blobs / "abc")
+    file.symlink_to(blobs / "abc")
+    assert open_folder(snapshot).specs == open_folder(photo).specs
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"_class_name": ["evil", "Pipeline"]}, "_class_name"),
+        ({"unet": ["diffusers", "a b"]}, "unet"),
+        ({"unet": ["diffusers", "UNet2DConditionModel", "more"]}, "unet"),
+        ({"../up": ["diffusers", "UNet2DConditionModel"]}, "no identifier"),
+        ({"gone": ["diffusers", "UNet2DConditionModel"]}, "gone"),
+    ],
+)
+def test_a_model_index_names_classes_and_folders_only(
+    photo: Path, changes: dict[str, Any], reason: str
+) -> None:
+    edit(photo / "model_index.json", **changes)
+    with pytest.raises(InputError, match=reason):
+        open_folder(photo)
+
+
+def test_a_component_with_pickled_weights_says_what_to_do(photo: Path) -> None:
+    vae = photo / "vae"
+    (vae / "diffusion_pytorch_model.safetensors").rename(vae / "diffusion_pytorch_model.bin")
+    with pytest.raises(InputError, match="a pickle") as caught:
+        open_folder(photo)
+    assert "save_pretrained" in str(caught.value.hint)
+
+
+def test_a_folder_without_an_index_says_what_was_expected(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        open_folder(tmp_path)
+    assert "model_index.json" in caught.value.message
+
+
+def test_every_format_refuses_what_is_not_there(tmp_path: Path) -> None:
+    for entry in FORMATS.values():
+        with pytest.raises(InputError):
+            entry.open(tmp_path / "nothing", "nothing", None)

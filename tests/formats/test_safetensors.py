@@ -1,0 +1,155 @@
+"""The strict reader and the canonical writer, against the safetensors library."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save, save_file
+
+from runner.errors import InputError
+from runner.files import look
+from runner.formats.safetensors import output_file, read_header
+from runner.tensors import DTYPES, TensorSpec
+
+TENSORS = {
+    "z.half": torch.arange(6, dtype=torch.float16).reshape(2, 3),
+    "a.single": torch.ones(2, 2),
+    "b.empty": torch.zeros(0, 4),
+    "scalar": torch.tensor(3.0, dtype=torch.float64),
+    "brain": torch.ones(5, dtype=torch.bfloat16),
+    "ids": torch.arange(4),
+    "mask": torch.tensor([True, False]),
+    "byte": torch.tensor([1, 2], dtype=torch.uint8),
+    "e4": torch.ones(3).to(torch.float8_e4m3fn),
+    "e5": torch.ones(3).to(torch.float8_e5m2),
+    "名前": torch.ones(1, dtype=torch.float16),
+}
+
+
+def spec_of(tensor: torch.Tensor) -> TensorSpec:
+    name = str(tensor.dtype).removeprefix("torch.")
+    dtype = next(dtype.name for dtype in DTYPES.values() if dtype.torch == name)
+    return TensorSpec(dtype, tuple(tensor.shape))
+
+
+def bytes_of(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def raw(header: bytes, body: bytes = b"") -> bytes:
+    return len(header).to_bytes(8, "little") + header + body
+
+
+def entry(dtype: str = "F32", shape: Any = (1,), begin: int = 0, end: int = 4) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize("metadata", [{}, {"format": "pt"}])
+def test_the_file_is_byte_equal_to_what_the_library_writes(tmp_path: Path, metadata: dict[str, str]) -> None:
+    file = output_file("", {key: spec_of(tensor) for key, tensor in TENSORS.items()}, metadata)
+    content = bytearray(file.nbytes)
+    content[: len(file.header)] = file.header
+    for key, (offset, spec) in file.tensors.items():
+        content[offset : offset + spec.nbytes] = bytes_of(TENSORS[key])
+    assert bytes(content) == save(TENSORS, {"format": "pt"})
+
+
+def test_metadata_is_sorted_and_always_says_format_pt() -> None:
+    header = output_file("", {"x": TensorSpec("F16", (1,))}, {"z": "1", "a": "2"}).header
+    assert header[8:].startswith(b'{"__metadata__":{"a":"2","format":"pt","z":"1"},"x":')
+    assert len(header) % 8 == 0
+
+
+def test_a_header_is_read_as_the_library_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file(TENSORS, path, {"a": "b"})
+    tensors, metadata = read_header(look(path, "x"))
+    with safe_open(path, "pt") as file:
+        assert metadata == file.metadata()
+        assert list(tensors) == list(file.offset_keys())
+    content = path.read_bytes()
+    for key, (offset, spec) in tensors.items():
+        assert spec == spec_of(TENSORS[key])
+        assert content[offset : offset + spec.nbytes] == bytes_of(TENSORS[key])
+
+
+MALFORMED = {
+    "empty": (b"", "empty"),
+    "truncated": (b"\x01\x02", "truncated"),
+    "truncated header": (raw(b'{"x":')[:-3] + b"", "truncated"),
+    "huge length": ((1 << 62).to_bytes(8, "little") + b"{}", "header of"),
+    "not json": (raw(b"{nonsense}"), "not JSON"),
+    "not utf-8": (raw(b'{"\xff":1}'), "UTF-8"),
+    "a list": (raw(b"[1]"), "expected a JSON object"),
+    "no tensors": (raw(b"{}"), "no tensors"),
+    "duplicate names": (
+        raw(b'{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"x":1}', b"0000"),
+        "stands twice",
+    ),
+    "trailing bytes": (raw(json.dumps({"x": entry()}).encode(), b"00000"), "trailing"),
+    "missing bytes": (raw(json.dumps({"x": entry()}).encode(), b"000"), "truncated"),
+    "hole": (raw(json.dumps({"x": entry(), "y": entry(begin=8, end=12)}).encode(), b"0" * 12), "hole"),
+    "overlap": (raw(json.dumps({"x": entry(), "y": entry(begin=2, end=6)}).encode(), b"0" * 6), "overlaps"),
+    "unknown dtype": (raw(json.dumps({"x": entry("F17")}).encode(), b"0" * 4), "F17"),
+    "float size": (raw(json.dumps({"x": entry(shape=[1.0])}).encode(), b"0" * 4), "shape"),
+    "boolean size": (raw(json.dumps({"x": entry(shape=[True])}).encode(), b"0" * 4), "shape"),
+    "negative size": (raw(json.dumps({"x": entry(shape=[-1])}).encode(), b"0" * 4), "shape"),
+    "absurd shape": (raw(json.dumps({"x": entry(shape=[2**40, 2**40])}).encode(), b"0" * 4), "absurd"),
+    "wrong size": (raw(json.dumps({"x": entry(shape=[2])}).encode(), b"0" * 4), "takes 8 bytes"),
+    "unknown field": (raw(json.dumps({"x": {**entry(), "y": 1}}).encode(), b"0" * 4), "exactly"),
+    "metadata of numbers": (
+        raw(json.dumps({"__metadata__": {"a": 1}, "x": entry()}).encode(), b"0" * 4),
+        "__metadata__",
+    ),
+    "infinity": (raw(b'{"__metadata__":Infinity}'), "not JSON"),
+    "deep": (raw(b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}"), "deep"),
+    "control character": (raw(json.dumps({"a\u001b": entry()}).encode(), b"0" * 4), "control"),
+    "git-lfs pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git-lfs"),
+    "web page": (b"<!DOCTYPE html><html></html>", "HTML"),
+    "gguf": (b"GGUF\x03\x00\x00\x00" + b"0" * 64, "GGUF"),
+    "zip": (b"PK\x03\x04\x14\x00\x00\x08" + b"0" * 64, "zip"),
+    "pickle": (b"\x80\x02}q\x00X\x05\x00\x00\x00", "pickle"),
+    "json error": (b'{"error": "gone"}' + b" " * 20, "JSON text"),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_file_is_refused_with_its_reason(tmp_path: Path, name: str) -> None:
+    content, reason = MALFORMED[name]
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="bad") as caught:
+        read_header(look(path, "bad"))
+    assert reason in caught.value.message
+    assert all(len(line.encode()) <= 500 for line in caught.value.lines())
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(position=st.integers(0, 200), value=st.integers(0, 255), cut=st.integers(0, 260), mutate=st.booleans())
+def test_what_we_accept_the_library_reads_alike(
+    tmp_path: Path, position: int, value: int, cut: int, mutate: bool
+) -> None:
+    content = bytearray(save({"a": torch.ones(2, 3), "b": torch.zeros(5, dtype=torch.float16)}))
+    if mutate:
+        content[position % len(content)] = value
+    else:
+        content = content[: cut % len(content)]
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(content)
+    try:
+        tensors, _ = read_header(look(path, "m"))
+    except InputError:
+        return
+    try:
+        with safe_open(path, "pt") as file:
+            theirs = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        pytest.fail(f"the library refuses what we accept: {error}")
+    assert {key: spec.shape for key, (_, spec) in tensors.items()} == theirs
