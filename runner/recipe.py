@@ -15,7 +15,7 @@ MAX_SEED = 2**64 - 1
 NAME = re.compile(r"[A-Za-z0-9+_-][A-Za-z0-9.+_-]{0,199}", re.ASCII)
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
-SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", re.ASCII)
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]i?)?B?", re.ASCII)
 
 _RECIPE_KEYS = ("output", "compute_dtype", "description", "author", "license")
 _POLICY_KEYS = ("force", "missing", "extra", "shapes", "integers", "ema", "nonfinite", "extrapolate")
@@ -162,7 +162,7 @@ def parse_size(value: object) -> int | None:
         return None
     number, unit = match.groups()
     base = 1024 if unit and unit.endswith("i") else 1000
-    size = float(number) * (base ** ("KMGT".index(unit[0]) + 1) if unit else 1)
+    size = float(number) * (base ** ("KMGT".index(unit[0].upper()) + 1) if unit else 1)
     return int(size) if size >= 1 else None
 
 

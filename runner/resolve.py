@@ -147,7 +147,7 @@ def _open_sources(
                 opened[file] = replace(opened[file], sources=(*opened[file].sources, source))
                 continue
             checkpoint = _open(path, source, models_dir)
-            architecture = detect(checkpoint.format, checkpoint.specs, checkpoint.pipeline)
+            architecture = detect(checkpoint.format, checkpoint.specs)
             opened[file] = Model((source,), checkpoint, architecture)
         except InputError as error:
             unreadable[source.name, source.variant] = error

@@ -1,0 +1,188 @@
+"""The command: python -m runner, or runner. Everything heavy is imported after the plan is made."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if sys.path and sys.path[0] in ("", str(Path.cwd())):
+    del sys.path[0]  # python -m puts the working folder first: modules of a stranger could stand there
+
+import logging
+import os
+import re
+import secrets
+import signal
+from collections.abc import Sequence
+from dataclasses import replace
+from types import FrameType
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from runner.compose import DATA_ROOT, recipe_folders, recipe_names, recipe_of, register
+from runner.config import settings_of
+from runner.errors import RecipeError, RunnerError, UsageError, nearest, quote
+from runner.sweep import write_status
+
+log = logging.getLogger("runner")
+_DEBUG = "HYDRA_FULL_ERROR"  # set by the user: tracebacks are shown
+
+
+class Interrupted(BaseException):
+    """A signal asked the process to stop."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def main() -> NoReturn:
+    """Runs the command line and leaves with its exit code."""
+    code = run(sys.argv[1:])
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # a closed pipe does not spoil what is done
+            continue
+    os._exit(code)  # the interpreter would take half a second to free torch
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs a command line; returns the exit code. Errors are told on stderr, one line each."""
+    debug = bool(os.environ.get(_DEBUG))
+    os.environ[_DEBUG] = "1"  # Hydra then raises what it would print and turn into exit code 1
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    OmegaConf.register_new_resolver("runner.slug", slug, replace=True)
+    OmegaConf.register_new_resolver("runner.id", lambda: secrets.token_hex(3), replace=True, use_cache=True)
+    register()
+    _warn_of_missing_folders()
+    sys.argv[1:] = arguments
+    try:
+        _hydra_main()
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException as error:
+        if debug:
+            log.exception("debugging was requested")
+        return tell(error)
+    return 0
+
+
+@hydra.main(config_path=str(DATA_ROOT / "conf"), config_name="config", version_base="1.3")
+def _hydra_main(config: DictConfig) -> None:
+    """One job: a run, or one of a sweep."""
+    context = HydraConfig.get()
+    folder = Path(context.runtime.output_dir)
+    overrides = list(context.overrides.task)
+    swept = context.mode == RunMode.MULTIRUN
+    try:
+        summary = _job(config, context.runtime.choices["recipe"], overrides, folder, swept)
+        code, message = 0, ""
+    except (Exception, KeyboardInterrupt, Interrupted) as error:
+        log.debug("failed", exc_info=error)
+        code, message, summary = tell(error, folder / "run.log"), str(error), {}
+        if not swept or not isinstance(error, Exception):
+            sys.exit(code)
+    if swept:
+        write_status(folder, overrides, code, message, summary)
+
+
+def _job(
+    config: DictConfig, choice: str, overrides: Sequence[str], folder: Path, swept: bool
+) -> dict[str, Any]:
+    settings = settings_of(config)
+    if swept and settings.output_dir is not None:  # the models of a sweep must not replace each other
+        own = settings.output_dir / folder.name
+        own.mkdir(exist_ok=True)
+        settings = replace(settings, output_dir=own)
+    recipe = recipe_of(config, choice, overrides)
+
+    from runner.run import run as run_recipe
+
+    return run_recipe(recipe, settings, folder).summary()
+
+
+def tell(error: BaseException, logged: Path | None = None) -> int:
+    """Says on stderr what went wrong; returns the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        error = Interrupted(signal.SIGINT)
+    if isinstance(error, Interrupted):
+        _print("runner: interrupted. No output was written.")
+        return 128 + error.number
+    if not isinstance(error, RunnerError):
+        error = _translated(error)
+    for line in error.lines():
+        _print(line)
+    if error.exit_code == 1 and logged is not None:
+        _print(f"log: {logged}")
+    return error.exit_code
+
+
+def _print(line: str) -> None:
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        return
+
+
+def _translated(error: BaseException) -> RunnerError:
+    """Hydra's errors in our words; anything else is a bug of ours."""
+    if isinstance(error, MissingConfigException):
+        group, _, name = (error.missing_cfg_file or "").partition("/")
+        known = recipe_names() if group == "recipe" else error.options or []
+        if group == "recipe":
+            folders = ", ".join(map(str, recipe_folders()))
+            hint = f"recipes are looked for in {folders}; RUNNER_RECIPES=FOLDER adds one"
+            return RecipeError(f"no recipe {quote(name)}{nearest(name, known)}", hint=hint)
+        suggestion = nearest(name, known) or f" (there are: {', '.join(known)})"
+        return UsageError(f"{group}={name}: there is no such {group}{suggestion}")
+    if isinstance(error, RecursionError):
+        return RecipeError("a recipe's defaults lead back to itself")
+    if isinstance(error, OverrideParseException):
+        return UsageError(f"{quote(error.override)}: {error.message.splitlines()[0]}", hint="KEY=VALUE")
+    if isinstance(error, ConfigCompositionException):
+        found = re.search(r"Could not override '([^']+)'", str(error))
+        if found:
+            known = [path.stem for path in (DATA_ROOT / "conf").glob("*/")] + _setting_names()
+            suggestion = nearest(found[1], known) or " (python -m runner --help lists them)"
+            return UsageError(f"{quote(found[1])}: unknown setting{suggestion}")
+    if isinstance(error, HydraException):
+        return UsageError(str(error).partition("\n")[0])
+    return RunnerError(f"{type(error).__name__}: {error}", hint="this is a bug in runner")
+
+
+def _setting_names() -> list[str]:
+    tree = OmegaConf.load(DATA_ROOT / "conf" / "config.yaml")
+    return [str(key) for key in tree if key not in ("defaults", "hydra")]
+
+
+def _warn_of_missing_folders() -> None:
+    for folder in recipe_folders()[:-1]:
+        if not folder.is_dir():
+            _print(f"runner: warning[W-RECIPES]: RUNNER_RECIPES: {quote(folder)}: no such folder")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted(number)
+
+
+def slug(text: str) -> str:
+    """A text as the name of a folder: short, without separators."""
+    text = text.removesuffix(".yaml").rpartition("/")[2] if "=" not in text else text
+    return re.sub(r"[^\w.=,+-]+", "-", text, flags=re.ASCII).strip("-.")[:80] or "run"
+
+
+if __name__ == "__main__":
+    main()

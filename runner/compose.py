@@ -1,0 +1,262 @@
+"""Recipes as a source of Hydra's configuration, and what a composed one contains.
+
+Recipes are found in the folders of RUNNER_RECIPES, then among those shipped, or by absolute path.
+They pass the guard before Hydra sees them: of a file with problems it sees an empty one, and the
+problems are raised when the job reads the recipe, so that in a sweep only that job fails.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+
+from runner.errors import KeyPath, Location, RecipeError, escape, quote
+from runner.guard import REFERENCE, RecipeFile, forbidden_reference, read_recipe
+
+MAX_REFERENCES = 100
+_PACKAGE = Path(__file__).parent
+# In a wheel conf/ and recipes/ lie inside the package, in a checkout beside it.
+DATA_ROOT = _PACKAGE if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent
+_COMMAND_LINE = Location("command line")
+
+
+@dataclass(frozen=True)
+class ComposedRecipe:
+    """A recipe after inheritance, overrides and references: plain data.
+
+    Attributes:
+        name: of the recipe, without folder and suffix.
+        tree: its content.
+        files: every file it was composed from, in the order in which they are laid over each other.
+        overrides: of the command line.
+        locate: where the value at a key path was written.
+    """
+
+    name: str
+    tree: Mapping[str, Any]
+    files: Sequence[RecipeFile]
+    overrides: Sequence[str]
+    locate: Callable[[KeyPath], Location]
+
+
+def recipe_folders() -> list[Path]:
+    """Where recipes are looked for by name, the first that has one wins."""
+    stated = filter(None, os.environ.get("RUNNER_RECIPES", "").split(os.pathsep))
+    return [*(Path(folder).expanduser().absolute() for folder in stated), DATA_ROOT / "recipes"]
+
+
+def recipe_path(folder: Path, name: str) -> Path:
+    """The file of a recipe in a folder; an absolute name stands for itself."""
+    path = folder / name
+    return path if path.suffix in (".yaml", ".yml") else path.with_name(f"{path.name}.yaml")
+
+
+def recipe_names() -> list[str]:
+    """Every recipe that can be given by name."""
+    found = {
+        path.relative_to(folder).with_suffix("").as_posix()
+        for folder in recipe_folders()
+        if folder.is_dir()
+        for path in folder.rglob("*.yaml")
+    }
+    return sorted(found)
+
+
+class RecipeSource(ConfigSource):
+    """One folder of recipes, as the config group "recipe"."""
+
+    @staticmethod
+    def scheme() -> str:
+        """The prefix of its search paths."""
+        return "recipes"
+
+    def available(self) -> bool:
+        """Whether the folder is there."""
+        return Path(self.path).is_dir()
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """The recipe; an empty one if the guard refuses the file."""
+        name = config_path.rstrip("/").removeprefix("recipe/")
+        file = read_recipe(self._file(config_path), name)
+        entries = [
+            "_self_" if name == "_self_" else {f"/recipe@{package}": name} if package else name
+            for name, package in file.defaults
+        ]
+        config = OmegaConf.create({"defaults": entries, **file.tree})
+        # What a recipe does not mention can be overridden all the same: recipe.alpha=0.3
+        OmegaConf.set_struct(config, False)
+        return ConfigResult(
+            provider=self.provider,
+            path=self.full_path(),
+            config=config,
+            header={"package": None},
+        )
+
+    def is_group(self, config_path: str) -> bool:
+        """Whether a path is the group, or a folder in it."""
+        path = config_path.rstrip("/")
+        return path in ("", "recipe") or (
+            path.startswith("recipe/") and (Path(self.path) / path.removeprefix("recipe/")).is_dir()
+        )
+
+    def is_config(self, config_path: str) -> bool:
+        """Whether a path is a recipe."""
+        return config_path.startswith("recipe/") and self._file(config_path).is_file()
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        """Names of the recipes and folders below a path."""
+        path = config_path.rstrip("/")
+        if path == "":
+            return [] if results_filter == ObjectType.CONFIG else ["recipe"]
+        if not self.is_group(path):
+            return []
+        folder = Path(self.path) / path.removeprefix("recipe").lstrip("/")
+        names = set()
+        for entry in folder.iterdir() if folder.is_dir() else ():
+            if entry.is_dir() and results_filter != ObjectType.CONFIG:
+                names.add(entry.name)
+            elif entry.suffix == ".yaml" and results_filter != ObjectType.GROUP:
+                names.add(entry.stem)
+        return sorted(names)
+
+    def _file(self, config_path: str) -> Path:
+        return recipe_path(Path(self.path), config_path.rstrip("/").removeprefix("recipe/"))
+
+
+class RecipeSearchPath(SearchPathPlugin):
+    """Adds the folders of recipes to Hydra's search path."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Called by Hydra once per process."""
+        for folder in recipe_folders():
+            search_path.append("runner", f"recipes://{folder}")
+
+
+def register() -> None:
+    """Makes the recipes known to Hydra; harmless when done twice."""
+    Plugins.instance().register(RecipeSource)
+    Plugins.instance().register(RecipeSearchPath)
+
+
+def recipe_of(config: DictConfig, choice: str, overrides: Sequence[str]) -> ComposedRecipe:
+    """What a composed configuration says of the recipe.
+
+    Args:
+        config: as Hydra composed it; its `recipe` node is read.
+        choice: the recipe as the command line names it.
+        overrides: of the command line.
+
+    Raises:
+        RecipeError: with everything the guard has against the files and the overrides.
+    """
+    layers = _layers(choice, (), ())
+    problems = [problem for file, _ in layers for problem in file.problems]
+    if problems:
+        raise RecipeError("\n".join(dict.fromkeys(problems)))
+    written: dict[KeyPath, Location] = {}
+    for file, prefix in layers:
+        written.update({(*prefix, *path): location for path, location in file.locations.items()})
+    overridden = [
+        tuple(override.lstrip("+~").partition("=")[0].split("."))[1:]
+        for override in overrides
+        if override.lstrip("+~").startswith("recipe.")
+    ]
+
+    def locate(path: KeyPath) -> Location:
+        if any(path[: len(changed)] == changed for changed in overridden):
+            return _COMMAND_LINE
+        for length in range(len(path), 0, -1):
+            if path[:length] in written:
+                return written[path[:length]]
+        return Location(layers[-1][0].label)
+
+    tree = OmegaConf.to_container(config.recipe, resolve=False)
+    resolved = _References(tree, locate).resolved()
+    return ComposedRecipe(
+        Path(choice).with_suffix("").name, resolved, [f for f, _ in layers], overrides, locate
+    )
+
+
+def _layers(
+    name: str, prefix: tuple[str, ...], above: tuple[str, ...]
+) -> list[tuple[RecipeFile, tuple[str, ...]]]:
+    """The files of a recipe with the key path each is laid at, later ones over earlier ones."""
+    if name in above:
+        raise RecipeError(f"recipe {quote(name)}: its defaults lead back to itself")
+    paths = [path for folder in recipe_folders() if (path := recipe_path(folder, name)).is_file()]
+    if not paths:
+        return []  # Hydra has said so already
+    file = read_recipe(paths[0], name)
+    layers: list[tuple[RecipeFile, tuple[str, ...]]] = []
+    for parent, package in file.defaults:
+        if parent == "_self_":
+            layers.append((file, prefix))
+        else:
+            below = (*prefix, *package.split(".")) if package else prefix
+            layers += _layers(parent, below, (*above, name))
+    return layers
+
+
+class _References:
+    """Replaces ${.sibling} and ${recipe.path}, once: what is referred to is a scalar without ${ itself."""
+
+    def __init__(self, tree: Any, locate: Callable[[KeyPath], Location]) -> None:
+        self.tree = tree
+        self.locate = locate
+        self.count = 0
+        self.problems: list[str] = []
+
+    def resolved(self) -> dict[str, Any]:
+        result = self._walk(self.tree, ())
+        if self.count > MAX_REFERENCES:
+            self.problems.append(f"{self.count} references ${{...}}; at most {MAX_REFERENCES}")
+        if self.problems:
+            raise RecipeError("\n".join(self.problems))
+        assert isinstance(result, dict)
+        return result
+
+    def _walk(self, value: Any, path: KeyPath) -> Any:
+        if isinstance(value, dict):
+            return {str(key): self._walk(item, (*path, str(key))) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._walk(item, (*path, at)) for at, item in enumerate(value)]
+        if not isinstance(value, str) or "${" not in value:
+            return value
+        if forbidden_reference(value):
+            return self._refuse(path, f"${{ is only for plain references; found {quote(value)}")
+        whole = REFERENCE.fullmatch(value)
+        if whole:
+            return self._target(whole["path"], path)
+        return REFERENCE.sub(lambda match: str(self._target(match["path"], path)), value)
+
+    def _target(self, reference: str, path: KeyPath) -> Any:
+        self.count += 1
+        inner = reference.lstrip(".")
+        dots = len(reference) - len(inner)
+        parts: list[str | int] = list(inner.split("."))
+        if dots:
+            parts = [*path[: len(path) - dots], *parts]
+        elif parts[0] != "recipe":
+            return self._refuse(path, f"${{{reference}}}: a reference starts with recipe. or a dot")
+        else:
+            parts = parts[1:]
+        found: Any = self.tree
+        for part in parts:
+            found = found.get(part) if isinstance(found, dict) else None
+        if found is None or isinstance(found, (dict, list)) or (isinstance(found, str) and "${" in found):
+            return self._refuse(path, f"${{{reference}}}: refers to no plain value")
+        return found
+
+    def _refuse(self, path: KeyPath, message: str) -> None:
+        key = escape(".".join(map(str, path)))
+        self.problems.append(f"{self.locate(path)}: {key}: {message}")

@@ -1,0 +1,188 @@
+"""Settings: the schema of conf/. They say how a recipe is run and never change a byte of the result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from runner.errors import UsageError, nearest, quote
+from runner.recipe import parse_size
+
+MAX_THREADS = 256
+MAX_TILE_ELEMENTS = 1 << 26
+SUM_ELEMENTS = 32768  # a tile is a multiple of the pieces sums are taken over
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is done with the recipe: "merge" or "plan"; `keys` lists "all" keys or a "summary"."""
+
+    name: str
+    keys: str
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """Where the work is done.
+
+    Attributes:
+        devices: "cpu" and numbers of GPUs; None: all there are.
+        max_memory: bytes each may be used for, where not all that is free.
+    """
+
+    devices: tuple[str | int, ...] | None
+    max_memory: Mapping[str | int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a recipe is run; conf/config.yaml explains each."""
+
+    job: Job
+    placement: Devices
+    models_dir: Path
+    output_dir: Path | None
+    cache_dir: Path
+    memory: int | None
+    threads: int
+    tile_elements: int
+    digests: str
+    verify: bool
+    progress: str
+
+
+def settings_of(config: DictConfig) -> Settings:
+    """The settings in a composed configuration.
+
+    Raises:
+        UsageError: an unknown setting, or a value of another kind than expected.
+    """
+    try:
+        # The recipe's own references are not resolved here.
+        own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "recipe"])
+        tree: Any = OmegaConf.to_container(own, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UsageError(f"settings: {quote(error)}") from error
+    job, placement = _Node(tree.pop("job", {}), "job."), _Node(tree.pop("placement", {}), "placement.")
+    node = _Node(tree, "")
+    settings = Settings(
+        job=Job(job.word("name", ("merge", "plan")), job.word("keys", ("summary", "all"))),
+        placement=Devices(placement.devices("devices"), placement.sizes("max_memory")),
+        models_dir=node.path("models_dir") or Path(),
+        output_dir=node.path("output_dir"),
+        cache_dir=node.path("cache_dir") or default_cache(),
+        memory=node.size("memory"),
+        threads=node.integer("threads", 0, MAX_THREADS),
+        tile_elements=node.integer("tile_elements", SUM_ELEMENTS, MAX_TILE_ELEMENTS),
+        digests=node.word("digests", ("remember", "fresh")),
+        verify=node.flag("verify"),
+        progress=node.word("progress", ("auto", "on", "off")),
+    )
+    for part in (job, placement, node):
+        part.raise_if_unknown()
+    if settings.tile_elements % SUM_ELEMENTS:
+        raise UsageError(
+            f"tile_elements: expected a multiple of {SUM_ELEMENTS}, found {settings.tile_elements}"
+        )
+    return settings
+
+
+def default_cache() -> Path:
+    """RUNNER_CACHE, or the user's folder for caches."""
+    if stated := os.environ.get("RUNNER_CACHE"):
+        return Path(stated).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path(os.path.expanduser("~")) / ".cache") / "runner"  # noqa: PTH111 - no error without a home
+
+
+class _Node:
+    """Takes typed values out of a mapping; what is left at the end is unknown."""
+
+    def __init__(self, tree: Mapping[str, Any], prefix: str) -> None:
+        self.tree = dict(tree)
+        self.known = [*tree]
+        self.prefix = prefix
+        self.asked: list[str] = []
+
+    def take(self, name: str) -> Any:
+        self.asked.append(name)
+        return self.tree.pop(name, None)
+
+    def refuse(self, name: str, expected: str, found: object) -> UsageError:
+        return UsageError(f"{self.prefix}{name}: expected {expected}; found {quote(found)}")
+
+    def word(self, name: str, words: tuple[str, ...]) -> str:
+        value = self.take(name)
+        # YAML reads on and off as booleans.
+        value = {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+        if value not in words:
+            raise self.refuse(name, f"{' or '.join(words)}{nearest(str(value), words)}", value)
+        return str(value)
+
+    def flag(self, name: str) -> bool:
+        value = self.take(name)
+        if not isinstance(value, bool):
+            raise self.refuse(name, "true or false", value)
+        return value
+
+    def integer(self, name: str, low: int, high: int) -> int:
+        value = self.take(name)
+        if type(value) is not int or not low <= value <= high:
+            raise self.refuse(name, f"an integer from {low} to {high}", value)
+        return value
+
+    def path(self, name: str) -> Path | None:
+        value = self.take(name)
+        if value is None:
+            return None
+        if not isinstance(value, (str, int)) or isinstance(value, bool) or value == "" or "\0" in str(value):
+            raise self.refuse(name, "a folder", value)
+        return Path(str(value)).expanduser()
+
+    def size(self, name: str) -> int | None:
+        value = self.take(name)
+        if value in ("auto", None):
+            return None
+        size = parse_size(value)
+        if size is None:
+            raise self.refuse(name, 'auto or a size such as "512MB"', value)
+        return size
+
+    def sizes(self, name: str) -> dict[str | int, int]:
+        value = self.take(name) or {}
+        if not isinstance(value, Mapping):
+            raise self.refuse(name, "sizes by device: {0: 6GB, cpu: 512MB}", value)
+        found: dict[str | int, int] = {}
+        for device, text in value.items():
+            size = parse_size(text)
+            if size is None:
+                raise self.refuse(f"{name}.{device}", 'a size such as "6GB"', text)
+            found[self.device(name, device)] = size
+        return found
+
+    def devices(self, name: str) -> tuple[str | int, ...] | None:
+        value = self.take(name)
+        if value is None:
+            return None
+        if not isinstance(value, list) or not value:
+            raise self.refuse(name, "a list such as [0, 1, cpu]", value)
+        return tuple(self.device(name, device) for device in value)
+
+    def device(self, name: str, device: object) -> str | int:
+        if device == "cpu" or (type(device) is int and device >= 0):
+            assert isinstance(device, (str, int))
+            return device
+        if isinstance(device, str) and device.isdecimal():
+            return int(device)
+        raise self.refuse(name, "cpu or the number of a GPU", device)
+
+    def raise_if_unknown(self) -> None:
+        for name in self.tree:
+            hint = nearest(name, self.asked) or f" (known: {', '.join(self.asked)})"
+            raise UsageError(f"{self.prefix}{name}: unknown setting{hint}")
