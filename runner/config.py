@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.errors import UsageError, nearest, quote
+from runner.place import Devices
 from runner.recipe import parse_size
 
 MAX_THREADS = 256
@@ -25,19 +26,6 @@ class Job:
 
     name: str
     keys: str
-
-
-@dataclass(frozen=True, slots=True)
-class Devices:
-    """Where the work is done.
-
-    Attributes:
-        devices: "cpu" and numbers of GPUs; None: all there are.
-        max_memory: bytes each may be used for, where not all that is free.
-    """
-
-    devices: tuple[str | int, ...] | None
-    max_memory: Mapping[str | int, int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from runner.errors import escape
 from runner.formats import FORMATS
 from runner.place import Placement
 from runner.plan import BUFFER, COPIED, KEPT, MERGED, Job, Plan
-from runner.record import roles_of
+from runner.record import RunRecord, roles_of
 from runner.resolve import Model
 
 _FATES = (MERGED, COPIED, KEPT, BUFFER)
@@ -65,6 +66,30 @@ def describe(plan: Plan, placement: Placement, free: int, *, all_keys: bool = Fa
     if all_keys:
         lines += ["", *_every_key(plan)]
     return "\n".join(lines) + "\n"
+
+
+def report(path: Path, plan: Plan, record: RunRecord) -> str:
+    """What a finished merge says: where the model is, what it is, how far it moved from the primary."""
+    output, moved = record.deterministic["output"], record.run["moved"]
+    primary = escape(plan.resolved.primary.checkpoint.label)
+    lines = [str(path), f"  sha256 {output['sha256']}, {size(output['bytes'])}"]
+    if moved:
+        distances = ", ".join(f"{name} {100 * found['relative']:.2g} %" for name, found in moved.items())
+        lines.append(f"  moved from {primary}: {distances}")
+    seconds = record.run["seconds"]
+    lines.append(f"  {sum(seconds.values()):.1f} s, record in run.json beside run.log")
+    demos = sorted({label for label in _labels(plan) if label.startswith("demo:")})
+    if demos:
+        lines += [
+            f"  {', '.join(demos)} are demo models: tiny, with random weights, to try recipes on.",
+            f"  With your own: runner recipe={plan.resolved.recipe.name} recipe.models.a=/path/to/model ...",
+            "  or copy the recipe and write your paths in it (README: your own models).",
+        ]
+    return "\n".join(lines)
+
+
+def _labels(plan: Plan) -> list[str]:
+    return [model.checkpoint.label for model in plan.resolved.models]
 
 
 def _inputs(plan: Plan) -> list[str]:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ from runner.checkpoint import Checkpoint
 from runner.files import Identity, InputFile, read_into
 
 HASH_PIECE_BYTES = 4 << 20  # large: between pieces a thread waits for the interpreter, busy importing torch
+SWITCH_SECONDS = 0.001  # hashing threads then wait less for the one that imports torch
 RACY_SECONDS = 2.0  # a file written within this time before hashing could change again unnoticed
 
 
@@ -31,6 +33,7 @@ class InputDigests:
     """
 
     def __init__(self, files: Iterable[InputFile], memory: Path | None, threads: int) -> None:
+        sys.setswitchinterval(SWITCH_SECONDS)
         self._memory = memory
         self._remembered = _load(memory)
         self._stop = threading.Event()
@@ -44,13 +47,18 @@ class InputDigests:
                 self._pending[file] = self._pool.submit(self._digest, file)
 
     @property
-    def computed(self) -> int:
-        """How many are not remembered and have to be computed."""
-        return len(self._pending)
-
     def known(self) -> Mapping[InputFile, str]:
-        """The digests that were remembered."""
+        """The digests that need no waiting."""
         return self._known
+
+    def __enter__(self) -> InputDigests:
+        """Nothing to do: hashing began when it was made."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Stops hashing what is not waited for any more."""
+        self._stop.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
     def wait(self) -> Mapping[InputFile, str]:
         """All digests; waits for those that are being computed.
@@ -65,17 +73,11 @@ class InputDigests:
             if settled:
                 fresh[_name(file.identity)] = digest
         self._pending.clear()
-        self._pool.shutdown()
         if fresh and self._memory is not None:
             # A merge must not fail because its memory cannot be kept.
             with contextlib.suppress(OSError):
                 _save(self._memory, fresh)
         return self._known
-
-    def cancel(self) -> None:
-        """Stops hashing; wait must not be called any more."""
-        self._stop.set()
-        self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _digest(self, file: InputFile) -> tuple[str, bool]:
         """The digest of a file, and whether its times are old enough to be trusted later."""

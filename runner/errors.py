@@ -155,17 +155,18 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f', did you mean "{match[0]}"?' if match else ""
 
 
-def quote(text: object) -> str:
-    """Text from a stranger, made safe for a terminal: quoted, escaped and cut."""
-    text = str(text)
-    if len(text) > QUOTE_CHARACTERS:
-        text = text[: QUOTE_CHARACTERS - 1] + "…"
-    return _escape_unprintable(json.dumps(text, ensure_ascii=False))
+def quote(value: object) -> str:
+    """A value from a stranger, made safe for a terminal: escaped and cut, texts in quotation marks."""
+    if isinstance(value, (bool, int, float, list, dict)) or value is None:
+        return escape(json.dumps(value, ensure_ascii=False, default=str))
+    return f'"{escape(str(value))}"'
 
 
 def escape(text: str) -> str:
     """Like quote, without the quotation marks: for key paths and file names."""
-    return quote(text)[1:-1]
+    if len(text) > QUOTE_CHARACTERS:
+        text = text[: QUOTE_CHARACTERS - 1] + "…"
+    return _escape_unprintable(text)
 
 
 def _escape_unprintable(text: str) -> str:

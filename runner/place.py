@@ -6,7 +6,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner.errors import OutOfMemoryError, UsageError
@@ -14,11 +14,23 @@ from runner.plan import Job, Plan
 from runner.tensors import DTYPES
 
 CPU = "cpu"
+Device = str | int
 AUTO_BUDGET_BYTES = 1 << 30  # in flight on the host, if nothing is said and so much is free
 RESULTS_PER_WORKER = 3  # tiles computed and waiting for their turn to be hashed
 _ACCELERATOR_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
 
-Device = str | int
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """Which devices may be used.
+
+    Attributes:
+        devices: "cpu" and numbers of GPUs; None: all there are.
+        max_memory: bytes each may be used for, where not all that is free.
+    """
+
+    devices: tuple[Device, ...] | None = None
+    max_memory: Mapping[Device, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,20 +60,13 @@ class Placement:
 
 
 def place(
-    plan: Plan,
-    *,
-    devices: Sequence[Device] | None,
-    max_memory: Mapping[Device, int],
-    host_budget: int | None,
-    threads: int,
-    tile_elements: int,
+    plan: Plan, settings: Devices, host_budget: int | None, threads: int, tile_elements: int
 ) -> Placement:
     """Gives each job a device.
 
     Args:
         plan: the jobs.
-        devices: allowed ones, "cpu" or numbers of GPUs; None: all there are.
-        max_memory: bytes each device may be used for, where not all that is free.
+        settings: which devices may be used, and how much of their memory.
         host_budget: bytes in flight on the host; None: 1 GiB, or half of what is free if less.
         threads: workers on the host; 0: one for each processor this process may use.
         tile_elements: elements of a tile.
@@ -70,7 +75,7 @@ def place(
         OutOfMemoryError: a tensor needs more than the budget of the host.
         UsageError: a device that is not there.
     """
-    budget = max_memory.get(CPU) or host_budget or min(AUTO_BUDGET_BYTES, available_bytes() // 2)
+    budget = settings.max_memory.get(CPU) or host_budget or min(AUTO_BUDGET_BYTES, available_bytes() // 2)
     threads = threads or len(os.sched_getaffinity(0))
     tile = tile_bytes(plan, tile_elements)
     # With a small budget fewer workers run; one tile is the least that works.
@@ -85,7 +90,7 @@ def place(
             hint="raise memory=, or lower tile_elements=",
         )
     peak = max(min(workers * RESULTS_PER_WORKER * tile, budget), whole)
-    memory = _gpu_memory(devices, max_memory)
+    memory = _gpu_memory(settings)
     device_of, notes = _spread(plan, memory)
     return Placement(device_of, {**memory, CPU: budget}, workers, tile_elements, peak, notes)
 
@@ -124,26 +129,24 @@ def _lines(path: str) -> list[str]:
         return []
 
 
-def _gpu_memory(devices: Sequence[Device] | None, max_memory: Mapping[Device, int]) -> dict[Device, int]:
+def _gpu_memory(settings: Devices) -> dict[Device, int]:
     """Bytes of each GPU that may be used; empty if the work is done on the host alone."""
-    stated = {device: size for device, size in max_memory.items() if device != CPU}
-    if devices is not None:
-        wanted = [device for device in devices if device != CPU]
+    stated = {device: size for device, size in settings.max_memory.items() if device != CPU}
+    wanted = list(stated)
+    if settings.devices is not None:
+        wanted = [device for device in settings.devices if device != CPU]
         if not wanted:
             return {}
-        if all(device in stated for device in wanted):
-            return {device: stated[device] for device in wanted}
-    elif stated:
-        return stated
-    elif not any(Path(file).exists() for file in _ACCELERATOR_FILES):
+    if wanted and all(device in stated for device in wanted):
+        return {device: stated[device] for device in wanted}
+    if not wanted and not any(Path(file).exists() for file in _ACCELERATOR_FILES):
         return {}  # nothing there: torch need not be imported to find that out
     found = _accelerate_memory()
-    wanted = list(found) if devices is None else [device for device in devices if device != CPU]
-    for device in wanted:
+    for device in wanted or found:
         if device not in found:
             there = ", ".join(map(str, found)) or "none"
             raise UsageError(f"placement.devices: {device}: no such GPU (there are: {there})", tag="DEVICE")
-    return {device: min(found[device], stated.get(device, found[device])) for device in wanted}
+    return {device: min(found[device], stated.get(device, found[device])) for device in wanted or found}
 
 
 def _accelerate_memory() -> dict[Device, int]:

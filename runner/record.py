@@ -228,8 +228,8 @@ class RunRecord:
             for component, (difference, original) in outcome.moved.items()
         }
 
-    def finish(self) -> str:
-        """The text of run.json."""
+    def text(self) -> str:
+        """The content of run.json, as known by now."""
         self.run["finished"] = _now()
         self.run["seconds"]["total"] = round(time.monotonic() - self._started, 3)
         self.run["peak_memory_bytes"] = _peak_bytes()

@@ -12,6 +12,7 @@ from runner.architectures import Architecture, Place, detect, place
 from runner.checkpoint import Checkpoint
 from runner.demo import demo_model
 from runner.errors import IncompatibleError, InputError, KeyPath, Location, Problems, nearest, quote
+from runner.files import InputFile
 from runner.formats import FORMATS
 from runner.methods import METHODS, Method, find_method
 from runner.recipe import RECIPE_KEYS, Merge, Policies, Recipe, Source
@@ -73,6 +74,11 @@ class Resolved:
         """The model whose keys, shapes and other files the output has."""
         return self.models[self.merge.primary()]
 
+    @property
+    def files(self) -> list[InputFile]:
+        """The weight files of all models."""
+        return [file for model in self.models for file in model.checkpoint.files]
+
     @cached_property
     def places(self) -> dict[str, Place]:
         """Where each key of any model stands."""
@@ -104,6 +110,9 @@ def resolve(
     bound = _check_names(recipe.merge, problems)
     models, unreadable = _open_sources(recipe, models_dir, cache_dir)
     if unreadable or not bound:
+        if problems:
+            for error in unreadable:
+                problems.add((), error.message)
         problems.raise_if_any()
         raise _together(unreadable)
     index_of = {source.path: at for at, model in enumerate(models) for source in model.sources}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,9 +11,9 @@ from typing import Any
 
 from runner.compose import ComposedRecipe
 from runner.config import Settings
-from runner.describe import describe
+from runner.describe import describe, report
 from runner.digests import InputDigests, model_digest
-from runner.errors import MismatchError, quote
+from runner.errors import MismatchError, OutputError, quote
 from runner.files import InputFile
 from runner.place import Placement, place
 from runner.plan import Plan
@@ -34,22 +33,18 @@ class Outcome:
 
     Attributes:
         path: of the model; None if nothing was written.
-        record: the content of run.json.
+        record: what run.json tells.
     """
 
     path: Path | None
-    record: Mapping[str, Any]
+    record: RunRecord
 
     def summary(self) -> dict[str, Any]:
         """The part a table of many runs shows."""
-        output = self.record.get("deterministic", {}).get("output", {})
         return {
             "output": str(self.path) if self.path else None,
-            "sha256": output.get("sha256"),
-            "moved": {
-                component: moved["relative"]
-                for component, moved in self.record.get("run", {}).get("moved", {}).items()
-            },
+            "sha256": self.record.deterministic.get("output", {}).get("sha256"),
+            "moved": {name: moved["relative"] for name, moved in self.record.run.get("moved", {}).items()},
         }
 
 
@@ -65,6 +60,7 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
         RunnerError: whatever is wrong; run.json then tells of it too.
     """
     record = RunRecord([(file.name, file.sha256) for file in recipe.files], recipe.overrides)
+    output_dir = settings.output_dir or folder
     path = None
     try:
         with record.stage("resolve"):
@@ -74,62 +70,52 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
         with record.stage("plan"):
             plan = make_plan(resolved, header_metadata(resolved))
             placement = place(
-                plan,
-                devices=settings.placement.devices,
-                max_memory=settings.placement.max_memory,
-                host_budget=settings.memory,
-                threads=settings.threads,
-                tile_elements=settings.tile_elements,
+                plan, settings.placement, settings.memory, settings.threads, settings.tile_elements
             )
             record.planned(plan, placement)
-        output_dir = settings.output_dir or folder
         if settings.job.name == "plan":
             print(describe(plan, placement, free_bytes(output_dir), all_keys=settings.job.keys == "all"))
         else:
-            path = _merge(plan, placement, settings, output_dir, record)
+            path = merge(plan, placement, settings, output_dir, record)
+            print(report(path, plan, record), flush=True)
     finally:
-        text = record.finish()
-        with suppress(OSError):
-            write_file(folder / "run.json", text.encode())
-    return Outcome(path, {"deterministic": record.deterministic, "run": record.run})
+        with suppress(OutputError):  # the error on its way says more
+            write_file(folder / "run.json", record.text().encode())
+    return Outcome(path, record)
 
 
-def _merge(plan: Plan, placement: Placement, settings: Settings, output_dir: Path, record: RunRecord) -> Path:
+def merge(plan: Plan, placement: Placement, settings: Settings, output_dir: Path, record: RunRecord) -> Path:
+    """Executes a plan: the model appears under its name whole, or not at all.
+
+    Returns:
+        The path of the model.
+    """
     for warning in plan.warnings:
         log.warning("runner: warning[W-PLAN]: %s", warning)
-    resolved = plan.resolved
-    target = check_place(plan.layout, output_dir, _identities(resolved))
-    sys.setswitchinterval(0.001)  # the threads that hash wait less for the one that imports torch
-    digests = InputDigests(
-        (file for model in resolved.models for file in model.checkpoint.files),
-        settings.cache_dir / "digests.json" if settings.digests == "remember" else None,
-        placement.threads,
-    )
-    try:
-        with Staging(plan.layout, target) as staging:
-            if staging.stale:
-                log.warning("runner: warning[W-STALE]: removed what a killed run left of %s", target.name)
-            with record.stage("import"):
-                from runner.execute import execute
-            with (
-                record.stage("execute"),
-                progress(plan.layout.nbytes, target.name, settings.progress) as advance,
-            ):
-                outcome = execute(plan, placement, staging, advance)
-            with record.stage("sync"):
-                staging.sync()
-            if settings.verify:
-                with record.stage("verify"):
-                    staging.verify(outcome.written, placement.threads)
-            with record.stage("digest"):
-                known = digests.wait()
-            _check_digests(resolved, known)
-            record.read(resolved, known)
-            record.written(plan, outcome)
-            with record.stage("publish"):
-                staging.publish()
-    finally:
-        digests.cancel()
+    target = check_place(plan.layout, output_dir, _identities(plan.resolved))
+    memory = settings.cache_dir / "digests.json" if settings.digests == "remember" else None
+    with (
+        Staging(plan.layout, target) as staging,
+        InputDigests(plan.resolved.files, memory, placement.threads) as digests,
+        progress(plan.layout.nbytes, target.name, settings.progress) as advance,
+    ):
+        check_sources(plan.resolved, digests.known)
+        with record.stage("import"):
+            from runner.execute import execute
+        with record.stage("execute"):
+            outcome = execute(plan, placement, staging, advance)
+        with record.stage("sync"):
+            staging.sync()
+        if settings.verify:
+            with record.stage("verify"):
+                staging.verify(outcome.written, placement.threads)
+        with record.stage("digest"):
+            known = digests.wait()
+        check_sources(plan.resolved, known)
+        record.read(plan.resolved, known)
+        record.written(plan, outcome)
+        with record.stage("publish"):
+            staging.publish()
     return target
 
 
@@ -141,11 +127,17 @@ def _identities(resolved: Resolved) -> set[tuple[int, int]]:
     return files | roots
 
 
-def _check_digests(resolved: Resolved, known: Mapping[InputFile, str]) -> None:
-    """Raises: MismatchError if a source is not the one the recipe gives the digest of."""
+def check_sources(resolved: Resolved, digests: Mapping[InputFile, str]) -> None:
+    """Compares the sources whose digests are known with what the recipe says of them.
+
+    Raises:
+        MismatchError: another file than the recipe gives the digest of.
+    """
     for model in resolved.models:
+        if not all(file in digests for file in model.checkpoint.files):
+            continue
+        found = model_digest(model.checkpoint, digests)
         for source in model.sources:
-            found = model_digest(model.checkpoint, known)
             if source.sha256 not in (None, found):
                 raise MismatchError(
                     f"{quote(source.name)}: sha256 {found}, the recipe says {source.sha256}. "

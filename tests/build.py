@@ -12,7 +12,7 @@ from torch import Tensor
 
 from runner.errors import KeyPath, Location
 from runner.execute import Outcome, execute
-from runner.place import place
+from runner.place import Devices, place
 from runner.plan import Plan
 from runner.planner import make_plan
 from runner.recipe import parse_recipe
@@ -81,14 +81,7 @@ def merge(
     """Merges by a recipe into a folder, which is made."""
     out.mkdir(exist_ok=True)
     plan = planned(tree, models_dir, cache)
-    placement = place(
-        plan,
-        devices=["cpu"],
-        max_memory={},
-        host_budget=host_budget,
-        threads=threads,
-        tile_elements=tile_elements,
-    )
+    placement = place(plan, Devices(("cpu",)), host_budget, threads, tile_elements)
     target = check_place(plan.layout, out, set())
     with Staging(plan.layout, target) as staging:
         outcome = execute(plan, placement, staging, lambda count: None)
