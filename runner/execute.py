@@ -28,7 +28,7 @@ from runner.tensors import DTYPES
 from runner.write import Staging, Written
 
 log = logging.getLogger(__name__)
-FLUSH_BYTES = 256 << 20
+FLUSH_BYTES, FLUSH_SECONDS = 256 << 20, 0.05
 KEPT_BYTES = 32 << 20  # the most glibc accepts as a threshold
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 MIN_CHUNK_ELEMENTS = 4096  # a GPU that cannot hold this is not used
@@ -110,17 +110,24 @@ def _keep_freed_memory() -> None:
 
 
 class _Engine:
-    """The state the workers share; everything below is guarded by `turn`."""
+    """The state the workers share, guarded by one lock.
+
+    Workers wait for `room`, the hasher for `ready`; the calling thread looks in ten times a second.
+    """
 
     def __init__(self, plan: Plan, placement: Placement, staging: Staging) -> None:
         self.plan = plan
         self.placement = placement
         self.staging = staging
-        self.turn = threading.Condition()
+        lock = threading.Lock()
+        self.room, self.ready = threading.Condition(lock), threading.Condition(lock)
+        self.stopped = threading.Event()
         self.waiting: dict[Device, deque[Piece]] = {}
         for piece in pieces(plan, placement.tile_elements):
             self.waiting.setdefault(placement.device_of[piece.job], deque()).append(piece)
         self.total = sum(map(len, self.waiting.values()))
+        # How many pieces may be under way or waiting to be hashed.
+        self.ahead = (placement.threads + len(self.waiting)) * RESULTS_PER_WORKER
         self.finished: dict[int, tuple[Piece, memoryview]] = {}
         self.hashed = 0
         self.in_flight = 0
@@ -151,12 +158,9 @@ class _Engine:
             thread.start()
         try:
             reported = 0
-            with self.turn:
-                while self.hashed < self.total and self.error is None:
-                    # The time-out lets signals in.
-                    self.turn.wait(timeout=0.1)
-                    advance(self.bytes_done - reported)
-                    reported = self.bytes_done
+            while not self.stopped.wait(timeout=0.1):  # the time-out lets signals in
+                advance(self.bytes_done - reported)
+                reported = self.bytes_done
         except BaseException as error:
             self._fail(error)
             raise
@@ -195,30 +199,28 @@ class _Engine:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        with self.turn:
+        with self.room:
             self.error = self.error or error
-            self.turn.notify_all()
+            self.stopped.set()
+            self.room.notify_all()
+            self.ready.notify_all()
 
     def take(self, device: Device) -> tuple[Piece, memoryview] | None:
         """The next piece for a device and the memory for its result; None when there is no more.
 
         The earliest unfinished piece is always admitted, so waiting for room ends.
         """
-        with self.turn:
-            waiting = self.waiting[device]
+        waiting = self.waiting[device]
+        with self.room:
             while waiting and self.error is None:
                 piece = waiting[0]
-                room = self.in_flight + piece.cost <= self.placement.memory[CPU]
-                if piece.number == self.hashed or (room and piece.number - self.hashed < self._ahead()):
+                fits = self.in_flight + piece.cost <= self.placement.memory[CPU]
+                if piece.number == self.hashed or (fits and piece.number < self.hashed + self.ahead):
                     waiting.popleft()
                     self.in_flight += piece.cost
                     return piece, self._buffer(piece)
-                self.turn.wait()
+                self.room.wait()
             return None
-
-    def _ahead(self) -> int:
-        """How many pieces may be under way or waiting to be hashed."""
-        return (self.placement.threads + len(self.waiting)) * RESULTS_PER_WORKER
 
     def _buffer(self, piece: Piece) -> memoryview:
         size = piece.count * DTYPES[self.plan.jobs[piece.job].spec.dtype].bits // 8
@@ -230,51 +232,46 @@ class _Engine:
 
     def finish(self, piece: Piece, data: memoryview, moved: Moved | None, written: Written) -> None:
         """Hands a piece that is written to the hasher."""
-        with self.turn:
+        with self.ready:
             self.outcome.written.append(written)
             if moved is not None:
                 self.parts.setdefault(piece.job, {})[piece.start] = moved
             self.finished[piece.number] = piece, data
             if piece.number == self.hashed:
-                self.turn.notify_all()
+                self.ready.notify()
 
     def _hash(self) -> None:
         """Hashes the pieces in file order, each weight file from its header on."""
         hashers = [hashlib.sha256(file.header) for file in self.plan.layout.files]
         for number in range(self.total):
-            with self.turn:
+            with self.ready:
                 while number not in self.finished and self.error is None:
-                    self.turn.wait()
+                    self.ready.wait()
                 if self.error is not None:
                     return
                 piece, data = self.finished.pop(number)
             hashers[self.plan.jobs[piece.job].file].update(data)
             self._release(piece, data)
         self.outcome.digests = [hasher.hexdigest() for hasher in hashers]
-
-    def _flush(self) -> None:
-        """Has the disk take what is written while there is more to compute, so that the end waits less."""
-        flushed = 0
-        while True:
-            with self.turn:
-                while self.error is None and self.bytes_done < flushed + FLUSH_BYTES:
-                    if self.hashed == self.total:
-                        return
-                    self.turn.wait()
-                if self.error is not None:
-                    return
-                flushed = self.bytes_done
-            self.staging.sync()
+        self.stopped.set()
 
     def _release(self, piece: Piece, data: memoryview) -> None:
         buffer = data.obj
-        with self.turn:
+        with self.room:
             self.hashed += 1
             self.in_flight -= piece.cost
             self.bytes_done += len(data)
             if isinstance(buffer, bytearray) and len(buffer) == self.placement.tile_elements * 8:
                 self.buffers.append(buffer)
-            self.turn.notify_all()
+            self.room.notify_all()
+
+    def _flush(self) -> None:
+        """Has the disk take what is written while there is more to compute, so that the end waits less."""
+        flushed = 0
+        while not self.stopped.wait(timeout=FLUSH_SECONDS):
+            if self.bytes_done >= flushed + FLUSH_BYTES:
+                flushed = self.bytes_done
+                self.staging.sync()
 
     def read(self, load: Load, buffer: memoryview, offset: int) -> None:
         """Fills a buffer with part of a tensor's data."""
@@ -338,6 +335,6 @@ class _Worker:
         return self.scratch.run(job, start, count, data, torch.device(CPU))
 
     def _fell_back(self, what: str) -> None:
-        with self.engine.turn:
+        with self.engine.room:
             self.engine.outcome.fallbacks[what] += 1
         log.info(what)

@@ -240,7 +240,7 @@ class _Planner:
     def _output_spec(self, key: str, stored: TensorSpec) -> TensorSpec:
         dtypes = self.resolved.recipe.output.dtype
         primary = self.specs[self.resolved.merge.primary()].get(key, stored)
-        if not primary.is_float:
+        if not primary.is_float or self._fate == BUFFER:  # never merged, never cast
             return primary
         word = dtypes.get(self.resolved.places[key].component) or dtypes.get("default")
         if word is None and self.resolved.merge.method.compat:
