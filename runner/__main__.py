@@ -14,6 +14,7 @@ import re
 import secrets
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from types import FrameType
 from typing import Any, NoReturn
@@ -31,8 +32,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from runner.compose import DATA_ROOT, recipe_folders, recipe_names, recipe_of, register
 from runner.config import settings_of
-from runner.errors import RecipeError, RunnerError, UsageError, nearest, quote
+from runner.errors import OutputError, RecipeError, RunnerError, UsageError, nearest, quote
+from runner.record import RunRecord
 from runner.sweep import write_status
+from runner.write import write_file
 
 log = logging.getLogger("runner")
 _DEBUG = "HYDRA_FULL_ERROR"  # set by the user: tracebacks are shown
@@ -93,6 +96,7 @@ def _hydra_main(config: DictConfig) -> None:
     except (Exception, KeyboardInterrupt, Interrupted) as error:
         log.debug("failed", exc_info=error)
         code, message, summary = tell(error, folder / "run.log"), str(error), {}
+        _record_failure(folder, overrides, code, message)
         if not swept or not isinstance(error, Exception):
             sys.exit(code)
     if swept:
@@ -112,6 +116,16 @@ def _job(
     from runner.run import run as run_recipe
 
     return run_recipe(recipe, settings, folder).summary()
+
+
+def _record_failure(folder: Path, overrides: Sequence[str], code: int, message: str) -> None:
+    """Leaves a run.json of a run that failed before it had one."""
+    if (folder / "run.json").exists():
+        return
+    record = RunRecord((), overrides)
+    record.run["error"] = {"stage": "compose", "exit_code": code, "message": message}
+    with suppress(OutputError):
+        write_file(folder / "run.json", record.text().encode())
 
 
 def tell(error: BaseException, logged: Path | None = None) -> int:

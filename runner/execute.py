@@ -133,6 +133,7 @@ class _Engine:
         self.in_flight = 0
         self.bytes_done = 0
         self.error: BaseException | None = None
+        self.unlike: set[Device] = set()  # GPUs that round otherwise than the host
         self.outcome = Outcome()
         self.parts: dict[int, dict[int, Moved]] = {}
         self.buffers: list[bytearray] = []
@@ -281,6 +282,11 @@ class _Engine:
         read_into(self.descriptors[load.model, stored.file], buffer, stored.offset + offset, file.label)
 
 
+def torch_device(device: Device) -> torch.device:
+    """What torch calls a device of the placement."""
+    return torch.device(CPU if device == CPU else f"cuda:{device}")
+
+
 def _loads(plan: Plan, model: int) -> Iterator[Load]:
     return (load for job in plan.jobs for load in (*job.loads, *job.equal) if load.model == model)
 
@@ -292,6 +298,7 @@ class _Worker:
         self.engine = engine
         self.device = device
         self.scratch = Scratch(engine.plan, engine.read)
+        self.compared: set[str] = set()  # methods whose first piece the host computed too
 
     def run(self) -> None:
         while taken := self.engine.take(self.device):
@@ -303,16 +310,40 @@ class _Worker:
             self.engine.finish(piece, data, moved, written)
 
     def _compute(self, job: Job, start: int, count: int, data: memoryview) -> Moved | None:
-        device = torch.device(CPU if self.device == CPU else f"cuda:{self.device}")
         try:
-            return self.scratch.run(job, start, count, data, device)
+            if self.device == CPU or not self._gives_the_same(job, start, count, data):
+                return self.scratch.run(job, start, count, data, torch.device(CPU))
+            return self.scratch.run(job, start, count, data, torch_device(self.device))
         except torch.OutOfMemoryError:
             return self._with_less(job, start, count, data)
-        except MemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+                raise
             raise OutOfMemoryError(
                 f"tensor {quote(job.key)}: no memory for {len(data)} bytes and their operands",
                 hint="lower memory= or tile_elements=",
             ) from error
+
+    def _gives_the_same(self, job: Job, start: int, count: int, data: memoryview) -> bool:
+        """Whether a GPU gives the host's bytes: compared at the first piece of each method it runs.
+
+        Settings never change a byte, and no two makes of GPU need to round alike. One that does not
+        is not used any more.
+        """
+        methods = {step.method.label for step in job.steps}
+        if self.device in self.engine.unlike:
+            return False
+        if methods <= self.compared:
+            return True
+        self.scratch.run(job, start, count, data, torch.device(CPU))
+        expected = bytes(data)
+        self.scratch.run(job, start, count, data, torch_device(self.device))
+        self.compared |= methods
+        if bytes(data) == expected:
+            return True
+        self.engine.unlike.add(self.device)
+        self._fell_back(f"GPU {self.device}: other bytes than the host's, computed on the host")
+        return False
 
     def _with_less(self, job: Job, start: int, count: int, data: memoryview) -> Moved | None:
         """A piece the GPU has no memory for: in halves, and on the host if that does not help."""

@@ -1,0 +1,115 @@
+"""Every shipped recipe: it teaches, it merges the demo models, and the result is a real pipeline."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from runner.compose import DATA_ROOT
+from runner.demo import demo_model
+from runner.methods import METHODS
+
+RECIPES = sorted((DATA_ROOT / "recipes").rglob("*.yaml"))
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "runner", *arguments, "progress=off"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """A folder with the result of every recipe, made by one sweep."""
+    folder = tmp_path_factory.mktemp("merged")
+    (folder / "models").mkdir()
+    names = ",".join(path.stem for path in RECIPES)
+    done = run(folder, "-m", f"recipe={names}", f"output_dir={folder / 'models'}", f"cache_dir={cache}")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def result(merged: Path, name: str) -> Path:
+    (path,) = (merged / "models").glob(f"*/{name}")
+    return path
+
+
+def record(merged: Path, name: str) -> dict[str, Any]:
+    (path,) = (merged / "runs" / "sweeps").glob(f"*/*recipe={name}/run.json")
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_starts_with_a_comment_a_newcomer_learns_from(path: Path) -> None:
+    head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert len(head) >= 3 and head[0].endswith((".", ":"))
+
+
+def test_there_is_a_recipe_for_every_method(merged: Path) -> None:
+    named = {
+        method["method"].partition("@")[0]
+        for path in RECIPES
+        for method in record(merged, path.stem)["deterministic"]["methods"]
+    }
+    assert {name for name, tool in METHODS if tool is None} <= named
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_gives_a_pipeline_with_the_keys_of_its_first_model(
+    path: Path, merged: Path, cache: Path
+) -> None:
+    folder = result(merged, path.stem)
+    primary = demo_model("sdxl_photo" if "sdxl" in path.stem else "photo", cache)
+    names = {file.relative_to(primary) for file in primary.rglob("*") if file.is_file()}
+    assert {file.relative_to(folder) for file in folder.rglob("*") if file.is_file()} == names
+    for file in primary.rglob("*.safetensors"):
+        ours, theirs = load_file(folder / file.relative_to(primary)), load_file(file)
+        assert {key: tensor.shape for key, tensor in ours.items()} == {
+            key: tensor.shape for key, tensor in theirs.items()
+        }
+        assert all(torch.isfinite(tensor).all() for tensor in ours.values())
+
+
+@pytest.mark.parametrize("name", ["anime_mix", "sdxl_mix"])
+def test_the_result_opens_in_diffusers_and_makes_an_image(merged: Path, name: str) -> None:
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(result(merged, name))
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    image = pipeline("a cat", num_inference_steps=2, height=64, width=64, generator=generator).images[0]
+    low, high = image.convert("L").getextrema()
+    assert image.size == (64, 64) and high > low
+
+
+def test_the_text_encoder_of_anime_mix_is_the_photo_models_bit_for_bit(merged: Path, cache: Path) -> None:
+    name = "text_encoder/model.safetensors"
+    ours = load_file(result(merged, "anime_mix") / name)
+    theirs = load_file(demo_model("photo", cache) / name)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_compat_recipes_warn_of_what_they_repeat(merged: Path) -> None:
+    for name in ("invokeai_merge", "diffusers_merge"):
+        assert any("compat" in warning for warning in record(merged, name)["run"]["warnings"])
+        dtypes = {
+            t.dtype
+            for t in load_file(result(merged, name) / "vae/diffusion_pytorch_model.safetensors").values()
+        }
+        assert dtypes == {torch.float32}
+
+
+def test_the_default_recipe_says_that_its_models_are_demos_and_how_to_use_ones_own(
+    tmp_path: Path, cache: Path
+) -> None:
+    done = run(tmp_path, f"cache_dir={cache}")
+    assert done.returncode == 0, done.stderr
+    assert "demo models" in done.stdout and "recipe.models.a=" in done.stdout
+    assert Path(done.stdout.splitlines()[0]).joinpath("model_index.json").is_file()
