@@ -88,7 +88,8 @@ def _hydra_main(config: DictConfig) -> None:
     """One job: a run, or one of a sweep."""
     context = HydraConfig.get()
     folder = Path(context.runtime.output_dir)
-    overrides = list(context.overrides.task)
+    # Not resolved: what an override refers to is not for the record.
+    overrides = list(map(str, OmegaConf.to_container(context.overrides.task, resolve=False) or ()))
     swept = context.mode == RunMode.MULTIRUN
     try:
         summary = _job(config, context.runtime.choices["recipe"], overrides, folder, swept)
