@@ -131,14 +131,21 @@ class Problems:
     def __init__(self, locate: Callable[[KeyPath], Location]) -> None:
         self._locate = locate
         self._found: list[str] = []
+        self.warnings: list[str] = []
 
     def add(self, path: KeyPath, message: str) -> None:
         """Notes one mistake at a key path such as ("models", "b", "alpha")."""
-        key = ".".join(str(part) for part in path)
-        where = str(self._locate(path))
-        text = f"{where}: {escape(key)}: {message}" if key else f"{where}: {message}"
+        text = self._text(path, message)
         if text not in self._found:
             self._found.append(text)
+
+    def warn(self, path: KeyPath, message: str) -> None:
+        """Notes what is unusual, but no mistake."""
+        self.warnings.append(self._text(path, message))
+
+    def _text(self, path: KeyPath, message: str) -> str:
+        key = escape(".".join(str(part) for part in path))
+        return f"{self._locate(path)}: {key}: {message}" if key else f"{self._locate(path)}: {message}"
 
     def __bool__(self) -> bool:
         return bool(self._found)

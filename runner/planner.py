@@ -79,6 +79,7 @@ class _Planner:
         self.unfit: dict[str, list[str]] = {}
         self._keys: dict[int, dict[str, None]] = {}
         self._unlike: dict[int, frozenset[str]] = {}
+        self.nonfinite = frozenset(_nonfinite(resolved.merge))
         self._fate = COPIED
         self._equal: list[Load] = []
 
@@ -163,7 +164,7 @@ class _Planner:
             steps=steps,
             equal=tuple(dict.fromkeys(load for load in self._equal if load != loads[0])),
             compute="float64" if doubles else self.resolved.recipe.compute_dtype,
-            nonfinite=any(fnmatchcase(key, glob) for glob in merge.policies.nonfinite),
+            nonfinite=any(fnmatchcase(key, glob) for glob in self.nonfinite),
         )
 
     def _value(self, node: int | BoundMerge, key: str) -> _Value | None:
@@ -182,10 +183,10 @@ class _Planner:
             return primary
         if self._is_left(node, key):
             return self._keep(primary, f"component differs in {self._name(node, others[0])}", key)
-        if not spec.is_float and not node.method.stored:
-            return self._integer(node, key, primary)
         parameters = self._parameters(node, key)
         used = node.method.result_is(**parameters)
+        if used is None and not spec.is_float and not node.method.stored:
+            return self._integer(node, key, primary)
         operands = [primary]
         for role in others if used is None else [used] if used != primary_role else []:
             operand = self._value(node.models[role], key)
@@ -266,6 +267,7 @@ class _Planner:
 
     def warnings(self, jobs: tuple[Job, ...]) -> Iterable[str]:
         """What the user should know before the merge runs."""
+        yield from self.resolved.warnings
         for reason, keys in (*self.dropped.items(), *self.deviations.items()):
             yield f"{reason} ({_listed(keys, self.resolved)})"
         if compat := self.resolved.merge.method.compat:
@@ -274,6 +276,14 @@ class _Planner:
         if not any(job.steps for job in jobs) and len(sources) == 1:
             label = self.resolved.models[sources.pop()].checkpoint.label
             yield f"the result is {quote(label)} itself: with these parameters nothing is merged"
+
+
+def _nonfinite(merge: BoundMerge) -> Iterable[str]:
+    """The key patterns of a merge and those below it."""
+    yield from merge.policies.nonfinite
+    for model in merge.models.values():
+        if isinstance(model, BoundMerge):
+            yield from _nonfinite(model)
 
 
 def _flatten(value: _Value) -> tuple[tuple[Load, ...], tuple[Step, ...]]:
@@ -314,7 +324,7 @@ def _variant(spec: TensorSpec, theirs: TensorSpec) -> str:
 def _listed(keys: list[str], resolved: Resolved) -> str:
     """Whole components by name, else the count and the first keys."""
     components = Counter(resolved.places[key].component for key in keys)
-    whole = Counter(resolved.places[key].component for key in resolved.primary.checkpoint.tensors)
+    whole = Counter(place.component for place in resolved.places.values())
     if all(count == whole.get(component) for component, count in components.items()):
         names = ", ".join(sorted(components))
         return f"{len(keys)} tensors, all of {names}"

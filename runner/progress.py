@@ -6,12 +6,18 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from runner.describe import size
 
 log = logging.getLogger(__name__)
 QUIET_SECONDS = 15.0  # between two lines where there is no terminal
+
+
+def say(text: str) -> None:
+    """Prints a result. A closed or full stdout never spoils what is done."""
+    with suppress(OSError, ValueError):
+        print(text, flush=True)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import logging
 import math
 import os
 import platform
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from runner.place import Placement
     from runner.plan import Plan
 
+log = logging.getLogger(__name__)
 SCHEMA = 1
 MAX_TEXT_BYTES = 4096  # of a text taken over from an input's header
 PACKAGES = ("torch", "safetensors", "diffusers", "transformers", "accelerate", "hydra-core", "omegaconf")
@@ -149,6 +151,7 @@ class RunRecord:
             "machine": _machine(),
             "versions": _versions(),
             "seconds": {},
+            "warnings": [],
             "error": None,
         }
 
@@ -193,7 +196,11 @@ class RunRecord:
             "tile_elements": placement.tile_elements,
             "notes": list(placement.notes),
         }
-        self.run["warnings"] = list(plan.warnings)
+
+    def warn(self, message: str) -> None:
+        """Says a warning on stderr and notes it."""
+        log.warning("runner: warning[W-MERGE]: %s", message)
+        self.run["warnings"].append(message)
 
     def read(self, resolved: Resolved, digests: Mapping[InputFile, str]) -> None:
         """Notes the inputs by their digests."""

@@ -68,6 +68,7 @@ class Resolved:
     models: tuple[Model, ...]
     merge: BoundMerge
     output_format: str
+    warnings: tuple[str, ...] = ()
 
     @property
     def primary(self) -> Model:
@@ -122,7 +123,7 @@ def resolve(
     output_format = _check_output(recipe, primary, names, problems)
     problems.raise_if_any()
     _check_layouts(models, primary)
-    return Resolved(recipe, models, merge, output_format)
+    return Resolved(recipe, models, merge, output_format, tuple(problems.warnings))
 
 
 def source_path(source: Source, models_dir: Path, cache_dir: Path) -> Path:

@@ -18,7 +18,7 @@ from runner.files import InputFile
 from runner.place import Placement, place
 from runner.plan import Plan
 from runner.planner import make_plan
-from runner.progress import progress
+from runner.progress import progress, say
 from runner.recipe import parse_recipe
 from runner.record import RunRecord, header_metadata
 from runner.resolve import Resolved, resolve
@@ -74,13 +74,16 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
             )
             record.planned(plan, placement)
         if settings.job.name == "plan":
-            print(describe(plan, placement, free_bytes(output_dir), all_keys=settings.job.keys == "all"))
+            text = describe(plan, placement, free_bytes(output_dir), all_keys=settings.job.keys == "all")
         else:
             path = merge(plan, placement, settings, output_dir, record)
-            print(report(path, plan, record), flush=True)
-    finally:
+            text = report(path, plan, record)
+    except BaseException:
         with suppress(OutputError):  # the error on its way says more
             write_file(folder / "run.json", record.text().encode())
+        raise
+    write_file(folder / "run.json", record.text().encode())
+    say(text)
     return Outcome(path, record)
 
 
@@ -91,7 +94,7 @@ def merge(plan: Plan, placement: Placement, settings: Settings, output_dir: Path
         The path of the model.
     """
     for warning in plan.warnings:
-        log.warning("runner: warning[W-PLAN]: %s", warning)
+        record.warn(warning)
     target = check_place(plan.layout, output_dir, _identities(plan.resolved))
     memory = settings.cache_dir / "digests.json" if settings.digests == "remember" else None
     with (
@@ -114,6 +117,8 @@ def merge(plan: Plan, placement: Placement, settings: Settings, output_dir: Path
         check_sources(plan.resolved, known)
         record.read(plan.resolved, known)
         record.written(plan, outcome)
+        if outcome.moved and not any(difference for difference, _ in outcome.moved.values()):
+            record.warn(f"the result equals {quote(plan.resolved.primary.checkpoint.label)}: nothing moved")
         with record.stage("publish"):
             staging.publish()
     return target

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from runner.describe import table
 from runner.errors import clip
+from runner.progress import say
 from runner.write import write_file
 
 STATUS = "status.json"
@@ -52,7 +53,7 @@ class SweepSummary(Callback):
         csv.writer(text, lineterminator="\n").writerows(rows)
         write_file(folder / "sweep.csv", text.getvalue().encode())
         shown = [[cell if len(cell) <= 40 else f"{cell[:12]}…" for cell in row] for row in rows]
-        print("\n".join([f"sweep of {len(jobs)} jobs: {folder}", *table(shown)]), flush=True)
+        say("\n".join([f"sweep of {len(jobs)} jobs: {folder}", *table(shown)]))
         failed = [job for job in jobs if not job["ok"]]
         for job in failed:
             print(clip(f"runner: job {job['job']} failed: {job['error']}"), file=sys.stderr)

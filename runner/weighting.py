@@ -161,8 +161,10 @@ class _Parser:
             self.problems.add(path, f"expected a number, found {quote(value)}")
             return 0.0
         limits = self.parameter.range
-        if limits and not limits.low <= value <= limits.high and not (limits.beyond and self.extrapolate):
-            hint = "; say extrapolate: true to go outside" if limits.beyond else ""
-            self.problems.add(path, f"expected {limits}, found {value:g}{hint}")
-            return 0.0
+        if limits and not limits.low <= value <= limits.high:
+            if limits.outside == "error" or (limits.outside == "ask" and not self.extrapolate):
+                hint = "; say extrapolate: true to go outside" if limits.outside == "ask" else ""
+                self.problems.add(path, f"expected {limits}, found {value:g}{hint}")
+                return 0.0
+            self.problems.warn(path, f"{value:g} is outside the usual {limits}")
         return float(value)

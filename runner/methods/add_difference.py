@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from runner.methods.registry import Weight, method
+from typing import Annotated
+
+from runner.methods.registry import Range, Weight, method
 
 
 @method(determinism="exact", elementwise=True, result_is=lambda alpha: "a" if alpha == 0 else None)
-def add_difference(a: Weight, b: Weight, c: Weight, *, alpha: float = 1.0) -> Weight:
+def add_difference(
+    a: Weight, b: Weight, c: Weight, *, alpha: Annotated[float, Range(0, 2, "warn")] = 1.0
+) -> Weight:
     """a + alpha·(b − c): what b learned since c, added to a.
 
     Args:
         a: tensor of the model that is changed, any shape.
         b: tensor of the fine-tuned model, same shape and dtype.
         c: tensor of the model b was trained from.
-        alpha: strength, any finite number; 0 gives a bit for bit, 1 adds the whole difference.
+        alpha: strength, any finite number, usually 0 to 2; 0 gives a bit for bit, 1 adds it all.
 
     Source: AUTOMATIC1111 stable-diffusion-webui, modules/extras.py, "Add difference".
     """

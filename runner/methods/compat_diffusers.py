@@ -9,8 +9,9 @@ Source: diffusers, examples/community/checkpoint_merger.py; InvokeAI 2.3.5, ldm/
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
-from runner.methods.registry import Weight, method
+from runner.methods.registry import Range, Weight, method
 
 _TOOLS = ("diffusers", "invokeai-2.3")
 _ROUNDED = "b (and c) are rounded in the dtype of their files before the sum"
@@ -38,7 +39,7 @@ def sigmoid_compat(a: Weight, b: Weight, *, alpha: float = 0.5) -> Weight:
 @method(
     name="inv_sigmoid", determinism="exact", elementwise=True, compat=_TOOLS, stored=True, differs=_ROUNDED
 )
-def inv_sigmoid_compat(a: Weight, b: Weight, *, alpha: float = 0.5) -> Weight:
+def inv_sigmoid_compat(a: Weight, b: Weight, *, alpha: Annotated[float, Range(0, 1)] = 0.5) -> Weight:
     """a + s·(b − a) with s = ½ − sin(asin(1 − 2·alpha) / 3)."""
     return a + ((b - a) * (0.5 - math.sin(math.asin(1.0 - 2.0 * alpha) / 3.0)))
 

@@ -40,12 +40,13 @@ class Range:
 
     Attributes:
         low, high: the ends, both allowed.
-        beyond: whether a recipe may go outside by saying `extrapolate: true`.
+        outside: what a value outside them is: an "error"; an error unless the recipe says
+            `extrapolate: true` ("ask"); or unusual ("warn").
     """
 
     low: float
     high: float
-    beyond: bool = False
+    outside: Literal["error", "ask", "warn"] = "error"
 
     def __str__(self) -> str:
         return f"{self.low:g} to {self.high:g}"

@@ -12,7 +12,7 @@ def _ends(alpha: float) -> str | None:
 
 
 @method(determinism="exact", elementwise=True, idempotent=True, result_is=_ends)
-def weighted_sum(a: Weight, b: Weight, *, alpha: Annotated[float, Range(0, 1, beyond=True)] = 0.5) -> Weight:
+def weighted_sum(a: Weight, b: Weight, *, alpha: Annotated[float, Range(0, 1, "ask")] = 0.5) -> Weight:
     """(1 − alpha)·a + alpha·b: the share alpha of b mixed into a.
 
     Args:
