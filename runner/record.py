@@ -170,8 +170,8 @@ class RunRecord:
             }
             raise
         finally:
-            seconds = self.run["seconds"]
-            seconds[name] = round(seconds.get(name, 0) + time.monotonic() - started, 3)
+            self.run["seconds"][name] = seconds = round(time.monotonic() - started, 3)
+            log.debug("%s: %.3f s", name, seconds)
 
     def resolved(self, resolved: Resolved) -> None:
         """Notes the recipe and its methods."""

@@ -73,9 +73,9 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
                 plan, settings.placement, settings.memory, settings.threads, settings.tile_elements
             )
             record.planned(plan, placement)
-        if settings.job.name == "plan":
-            text = describe(plan, placement, free_bytes(output_dir), all_keys=settings.job.keys == "all")
-        else:
+        text = describe(plan, placement, free_bytes(output_dir), all_keys=settings.job.keys == "all")
+        log.debug("%s", text)
+        if settings.job.name == "merge":
             path = merge(plan, placement, settings, output_dir, record)
             text = report(path, plan, record)
     except BaseException:

@@ -84,8 +84,18 @@ def check_place(layout: Layout, folder: Path, inputs: set[tuple[int, int]]) -> P
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes that can be written to the file system of a folder."""
-    return shutil.disk_usage(folder).free
+    """Bytes that can be written to the file system of a folder.
+
+    Raises:
+        OutputError: there is no such folder.
+    """
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise OutputError(
+            f"output folder {quote(folder)}: {reason}", hint="make it first: mkdir -p"
+        ) from error
 
 
 class Staging:
