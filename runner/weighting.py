@@ -13,6 +13,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -159,6 +160,9 @@ class _Parser:
     def number(self, value: Any, path: KeyPath) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             self.problems.add(path, f"expected a number, found {quote(value)}")
+            return 0.0
+        if not abs(value) <= sys.float_info.max:  # nan too
+            self.problems.add(path, f"expected a finite number, found {quote(value)}")
             return 0.0
         limits = self.parameter.range
         if limits and not limits.low <= value <= limits.high:

@@ -69,14 +69,18 @@ def _levels(specs: Specs, layout: str) -> int:
     if layout == "checkpoint":
         first, deepest = f"{_LDM}input_blocks.0.0.weight", f"{_LDM}input_blocks.{{}}.0.in_layers.0.weight"
         tests = {4: deepest.format(11), 3: deepest.format(8)}
-        other = f"{_LDM}input_blocks.1.0.time_stack.in_layers.0.weight"  # a video model
+        others = [f"{_LDM}input_blocks.1.0.time_stack.in_layers.0.weight"]  # a video model
     else:
         first, deepest = "unet/conv_in.weight", "unet/down_blocks.{}.resnets.1.norm1.weight"
         tests = {4: deepest.format(3), 3: deepest.format(2)}
-        other = "unet/down_blocks.4.resnets.0.norm1.weight"
+        others = [
+            "unet/down_blocks.4.resnets.0.norm1.weight",
+            "unet/down_blocks.0.motion_modules.0.norm.weight",  # AnimateDiff
+            "unet/down_blocks.0.temp_convs.0.conv1.0.weight",  # text to video
+        ]
     conv = specs.get(first)
     # Layers of three dimensions belong to video models.
-    if conv is None or len(conv.shape) != 4 or other in specs:
+    if conv is None or len(conv.shape) != 4 or any(key in specs for key in others):
         return 0
     return next((levels for levels, key in tests.items() if key in specs), 0)
 
