@@ -164,6 +164,8 @@ class Scratch:
         for step in job.steps:
             stored = step.method.stored
             arguments = [operand(at, stored, number == 0) for number, at in enumerate(step.arguments)]
+            if step.method.deltas:
+                arguments[1:] = [model - arguments[0] for model in arguments[1:]]
             value = step.method.function(*arguments, **dict(step.parameters))
             if step.method.idempotent and wide:
                 value = _restore_common(value, arguments)

@@ -9,7 +9,7 @@ from pathlib import Path
 from runner.errors import escape
 from runner.formats import FORMATS
 from runner.place import Placement
-from runner.plan import BUFFER, COPIED, KEPT, MERGED, Job, Plan
+from runner.plan import BUFFER, COPIED, KEPT, MERGED, Job, Plan, Value
 from runner.record import RunRecord, roles_of
 from runner.resolve import Model
 
@@ -131,7 +131,7 @@ def _keys(plan: Plan) -> list[str]:
     return table(rows, right=range(1, len(fates) + 1))
 
 
-def _values(job: Job) -> dict[str, float | str]:
+def _values(job: Job) -> dict[str, Value]:
     """The parameters of a job's steps, by name; of nested merges with the number of the step."""
     last = len(job.steps) - 1
     return {
@@ -148,7 +148,7 @@ def _parameters(plan: Plan) -> list[str]:
     for job in plan.jobs:
         for name, value in _values(job).items():
             names[name] = None
-            text = value if isinstance(value, str) else f"{value:g}"
+            text = shown(value)
             values.setdefault(job.place.component, {}).setdefault(name, Counter())[text] += 1
     if not names:
         return []
@@ -157,6 +157,15 @@ def _parameters(plan: Plan) -> list[str]:
         found = values.get(component, {})
         rows.append([component, *(_spread(found.get(name)) for name in names)])
     return table(rows)
+
+
+def shown(value: Value) -> str:
+    """A parameter's value as a person writes it."""
+    if isinstance(value, tuple):
+        return " ".join(map(shown, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _spread(counts: Counter[str] | None) -> str:
@@ -183,7 +192,7 @@ def _work(plan: Plan, placement: Placement, free: int) -> list[str]:
 def _every_key(plan: Plan) -> list[str]:
     rows = [["key", "fate", "blocks", "written as", "parameters"]]
     for job in plan.jobs:
-        parameters = ", ".join(f"{name}={value}" for name, value in _values(job).items())
+        parameters = ", ".join(f"{name}={shown(value)}" for name, value in _values(job).items())
         rows.append([escape(job.key), job.fate, " ".join(job.place.blocks), str(job.spec), parameters])
     lines = table(rows)
     for reason, keys in plan.dropped.items():

@@ -18,6 +18,9 @@ KEPT = "kept"  # taken from the primary because a policy of the recipe says so
 BUFFER = "buffer"  # never merged: integers, schedules, markers, empty tensors
 
 
+Value = float | str | bool | tuple[float, ...]  # of a parameter; one number for each model is a tuple
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """A tensor to be read: index of the model, and its key there."""
@@ -38,7 +41,7 @@ class Step:
 
     method: Method
     arguments: tuple[int, ...]
-    parameters: tuple[tuple[str, float | str], ...]
+    parameters: tuple[tuple[str, Value], ...]
 
 
 @dataclass(frozen=True, slots=True)

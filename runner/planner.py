@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from runner.errors import IncompatibleError, escape, quote
 from runner.formats import FORMATS
 from runner.methods import Method
-from runner.plan import BUFFER, COPIED, KEPT, MERGED, Job, Load, Plan, Step
+from runner.plan import BUFFER, COPIED, KEPT, MERGED, Job, Load, Plan, Step, Value
 from runner.resolve import BoundMerge, Resolved
 from runner.tensors import OUTPUT_DTYPES, TensorSpec
 
@@ -65,7 +65,7 @@ class _Value:
     load: Load | None
     method: Method | None = None
     operands: tuple[_Value, ...] = ()
-    parameters: tuple[tuple[str, float | str], ...] = ()
+    parameters: tuple[tuple[str, Value], ...] = ()
 
 
 class _Planner:
@@ -102,7 +102,7 @@ class _Planner:
 
     def _merge_keys(self, merge: BoundMerge) -> dict[str, None]:
         """The primary's keys; and where the recipe keeps them, those only another model has."""
-        primary, *others = merge.method.roles
+        primary, *others = merge.models
         keys = dict(self.keys(merge.models[primary]))
         for role in others:
             extra = [
@@ -127,11 +127,16 @@ class _Planner:
     def _ignored(self, merge: BoundMerge, role: str, key: str) -> bool:
         """Whether the parameters at a key say that this model has no part in it."""
         used = merge.method.result_is(**self._parameters(merge, key))
-        return (used is not None and used != role) or self._is_left(merge, key)
+        return (used is not None and list(merge.models)[used] != role) or self._is_left(merge, key)
 
-    def _parameters(self, merge: BoundMerge, key: str) -> dict[str, float | str]:
+    def _parameters(self, merge: BoundMerge, key: str) -> dict[str, Value]:
         place = self.resolved.places[key]
-        numbers = {name: weighting.at(key, place) for name, weighting in merge.weightings.items()}
+        numbers: dict[str, Value] = {}
+        for name, weighting in merge.weightings.items():
+            if isinstance(weighting, tuple):
+                numbers[name] = tuple(one.at(key, place) for one in weighting)
+            else:
+                numbers[name] = weighting.at(key, place)
         return {**numbers, **merge.choices}
 
     def _is_left(self, merge: BoundMerge, key: str) -> bool:
@@ -142,7 +147,7 @@ class _Planner:
         if not merge.method.compat:
             return False
         if id(merge) not in self._unlike:
-            a, b = (set(self.keys(merge.models[role])) for role in merge.method.roles[:2])
+            a, b = (set(self.keys(merge.models[role])) for role in list(merge.models)[:2])
             self._unlike[id(merge)] = frozenset(self.resolved.places[key].component for key in a ^ b)
         return self.resolved.places[key].component in self._unlike[id(merge)]
 
@@ -173,7 +178,7 @@ class _Planner:
             return None
         if isinstance(node, int):
             return _Value(Load(node, key))
-        primary_role, *others = node.method.roles
+        primary_role, *others = node.models
         primary = self._value(node.models[primary_role], key)
         if primary is None:
             return next((v for role in others if (v := self._value(node.models[role], key))), None)
@@ -188,7 +193,7 @@ class _Planner:
         if used is None and not spec.is_float and not node.method.stored:
             return self._integer(node, key, primary)
         operands = [primary]
-        for role in others if used is None else [used] if used != primary_role else []:
+        for role in others if used is None else list(node.models)[used : used + 1] if used else []:
             operand = self._value(node.models[role], key)
             if reason := self._misfit(node, role, spec, operand):
                 kind, policy, what = reason
@@ -206,7 +211,7 @@ class _Planner:
         self, merge: BoundMerge, role: str, spec: TensorSpec, operand: _Value | None
     ) -> tuple[str, str, str] | None:
         """What is wrong with an operand, the policy for it, and how an error says it."""
-        name, primary = self._name(merge, role), self._name(merge, merge.method.roles[0])
+        name, primary = self._name(merge, role), self._name(merge, next(iter(merge.models)))
         if operand is None:
             return "missing", merge.policies.missing, f"{name}: keys of {primary} are missing"
         theirs = self._spec(operand)
@@ -222,7 +227,7 @@ class _Planner:
         """Integers are copied; unless the recipe says otherwise, only if all models agree on them."""
         self._fate = BUFFER
         if merge.policies.integers == "error" and primary.load is not None:
-            others = (merge.models[role] for role in merge.method.roles[1:])
+            others = list(merge.models.values())[1:]
             values = (self._value(other, key) for other in others)
             self._equal += [value.load for value in values if value is not None and value.load is not None]
         return primary

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from runner.demo import demo_model
 from runner.errors import IncompatibleError, InputError, KeyPath, Location, Problems, nearest, quote
 from runner.files import InputFile
 from runner.formats import FORMATS
-from runner.methods import METHODS, Method, find_method
+from runner.methods import METHODS, Method, Parameter, find_method
 from runner.recipe import RECIPE_KEYS, Merge, Policies, Recipe, Source
 from runner.weighting import Weighting, parse_weighting
 
@@ -40,23 +40,23 @@ class BoundMerge:
 
     Attributes:
         method: the method.
-        models: by role; a source is its index in Resolved.models.
-        weightings: the numeric parameters of the method.
+        models: by role in the order of the method's operands; a source is its index in Resolved.models.
+        weightings: the numeric parameters of the method; of one per model, one for each of `*models`.
         choices: its other parameters.
         policies, seed, path: of the recipe's merge.
     """
 
     method: Method
     models: Mapping[str, int | BoundMerge]
-    weightings: Mapping[str, Weighting]
-    choices: Mapping[str, str]
+    weightings: Mapping[str, Weighting | tuple[Weighting, ...]]
+    choices: Mapping[str, str | bool]
     policies: Policies
     seed: int
     path: KeyPath
 
     def primary(self) -> int:
         """The source that decides the keys: the first role, and of a merge there its first role."""
-        first = self.models[self.method.roles[0]]
+        first = next(iter(self.models.values()))
         return first if isinstance(first, int) else first.primary()
 
 
@@ -198,14 +198,18 @@ def _check_names(merge: Merge, problems: Problems) -> bool:
     if method is None:
         problems.add(*_unknown_method(merge))
         return False
-    takes = f"{method.name} takes {', '.join(method.roles)}"
+    takes = f"{method.name} takes {_takes(method)}"
     for role in method.roles:
         if role not in merge.models:
             problems.add((*merge.path, "models", role), f"missing: {takes}")
             good = False
-    for role in merge.models:
-        if role not in method.roles:
+    others = [role for role in merge.models if role not in method.roles]
+    if method.variadic is None:
+        for role in others:
             problems.add((*merge.path, "models", role), f"no such model: {takes}")
+    elif len(others) < method.variadic:
+        problems.add((*merge.path, "models"), f"too few: {takes}")
+        good = False
     for name, value in merge.parameters.items():
         if name not in method.parameters:
             known = (*method.parameters, *RECIPE_KEYS)
@@ -215,6 +219,19 @@ def _check_names(merge: Merge, problems: Problems) -> bool:
                 (*merge.path, name), f"unknown parameter of {method.name}{hint} (found {quote(value)})"
             )
     return good
+
+
+def _takes(method: Method) -> str:
+    """The models a method takes, for a message."""
+    if method.variadic is None:
+        return ", ".join(method.roles)
+    more = f"{method.variadic} or more models under names of your own"
+    return f"{', '.join(method.roles)} and {more}" if method.roles else more
+
+
+def _operands(merge: Merge, method: Method) -> list[str]:
+    """The roles of a merge in the order of the method's operands."""
+    return [*method.roles, *(role for role in merge.models if role not in method.roles)]
 
 
 def _unknown_method(merge: Merge) -> tuple[KeyPath, str]:
@@ -231,7 +248,7 @@ def _unknown_method(merge: Merge) -> tuple[KeyPath, str]:
 def _primary_source(merge: Merge) -> Source:
     method = find_method(merge.method, merge.compat)
     assert method is not None  # checked by _check_names
-    first = merge.models[method.roles[0]]
+    first = merge.models[_operands(merge, method)[0]]
     return first if isinstance(first, Source) else _primary_source(first)
 
 
@@ -248,39 +265,74 @@ class _Names:
 def _bind(merge: Merge, index_of: Mapping[KeyPath, int], names: _Names, problems: Problems) -> BoundMerge:
     method = find_method(merge.method, merge.compat)
     assert method is not None  # checked by _check_names
-    weightings: dict[str, Weighting] = {}
-    choices: dict[str, str] = {}
+    operands = _operands(merge, method)
+    binder = _Binder(merge, names, problems)
+    weightings: dict[str, Weighting | tuple[Weighting, ...]] = {}
+    choices: dict[str, str | bool] = {}
     for name, parameter in method.parameters.items():
-        path, value = (*merge.path, name), merge.parameters.get(name)
+        value = merge.parameters.get(name)
         if parameter.choices:
-            value = parameter.default if value is None else value
-            choices[name] = _choice(parameter.choices, value, path, problems)
+            choices[name] = binder.choice(parameter, value)
+        elif parameter.per_model:
+            weightings[name] = binder.per_model(parameter, value, operands[len(method.roles) :])
         else:
-            weightings[name] = parse_weighting(
-                parameter,
-                value,
-                path,
-                merge.policies.extrapolate,
-                names.components,
-                names.architecture,
-                names.blocks,
-                problems,
-            )
-            for rule in weightings[name].rules:
-                if not any(rule.rank(key, place) for key, place in names.places.items()):
-                    problems.add(rule.path, "selects no tensor of these models")
-    models = {
-        role: index_of[model.path] if isinstance(model, Source) else _bind(model, index_of, names, problems)
-        for role, model in merge.models.items()
-    }
+            weightings[name] = binder.weighting(parameter, value, (*merge.path, name))
+    models: dict[str, int | BoundMerge] = {}
+    for role in operands:
+        model = merge.models[role]
+        source = isinstance(model, Source)
+        models[role] = index_of[model.path] if source else _bind(model, index_of, names, problems)
     return BoundMerge(method, models, weightings, choices, merge.policies, merge.seed, merge.path)
 
 
-def _choice(words: tuple[str, ...], value: Any, path: KeyPath, problems: Problems) -> str:
-    if value not in words:
-        hint = nearest(str(value), words)
-        problems.add(path, f"expected one of {', '.join(words)}; found {quote(value)}{hint}")
-    return str(value)
+class _Binder:
+    """Reads the parameters of one merge."""
+
+    def __init__(self, merge: Merge, names: _Names, problems: Problems) -> None:
+        self.merge = merge
+        self.names = names
+        self.problems = problems
+
+    def weighting(self, parameter: Parameter, value: Any, path: KeyPath) -> Weighting:
+        """The number at every place of the model; notes rules that select nothing."""
+        weighting = parse_weighting(
+            parameter,
+            value,
+            path,
+            self.merge.policies.extrapolate,
+            self.names.components,
+            self.names.architecture,
+            self.names.blocks,
+            self.problems,
+        )
+        for rule in weighting.rules:
+            if not any(rule.rank(key, place) for key, place in self.names.places.items()):
+                self.problems.add(rule.path, "selects no tensor of these models")
+        return weighting
+
+    def per_model(self, parameter: Parameter, value: Any, roles: Sequence[str]) -> tuple[Weighting, ...]:
+        """A number for each model: one for all, or a mapping by role."""
+        path = (*self.merge.path, parameter.name)
+        if not (isinstance(value, Mapping) and set(value) & set(roles)):
+            return (self.weighting(parameter, value, path),) * len(roles)
+        for name in value:
+            if name not in roles:
+                hint = nearest(str(name), roles) or f" (there are: {', '.join(roles)})"
+                self.problems.add((*path, name), f"no such model{hint}")
+        return tuple(self.weighting(parameter, value.get(role), (*path, role)) for role in roles)
+
+    def choice(self, parameter: Parameter, value: Any) -> str | bool:
+        """One of a few words, or true or false."""
+        value = parameter.default if value is None else value
+        if not any(value is known or value == known for known in parameter.choices) or (
+            isinstance(value, bool) != isinstance(parameter.choices[0], bool)
+        ):
+            words = [str(known).lower() if isinstance(known, bool) else known for known in parameter.choices]
+            hint = nearest(str(value), words)
+            path = (*self.merge.path, parameter.name)
+            self.problems.add(path, f"expected one of {', '.join(words)}; found {quote(value)}{hint}")
+            return parameter.choices[0]
+        return bool(value) if isinstance(value, bool) else str(value)
 
 
 def _check_output(recipe: Recipe, primary: Model, names: _Names, problems: Problems) -> str:

@@ -3,15 +3,16 @@
     @method(determinism="exact", elementwise=True)
     def weighted_sum(a: Weight, b: Weight, *, alpha: Annotated[float, Range(0, 1)] = 0.5) -> Weight:
 
-Positional parameters are the roles of the recipe's models, keyword-only ones its parameters. The
-decorator returns the function as it is, so that it can be called in a notebook. Modules of methods
+Positional parameters are the roles of the recipe's models, `*models` any number of them under names
+of the recipe's choice; keyword-only ones are its parameters. An operand annotated Delta is the
+difference from the first one, the base. The decorator returns the function as it is, so that it can be called in a notebook. Modules of methods
 do not import torch: the tensors bring their operations, and a plan needs only the signatures.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     # To a type checker both are tensors; to the registry they say what kind of operand a role takes.
     Weight = Annotated[Tensor, "weight"]
     Delta = Annotated[Tensor, "delta"]
+    PerModel = Sequence[float] | float
 else:
 
     class Weight:
@@ -28,6 +30,9 @@ else:
 
     class Delta:
         """The difference of a tensor of a model from the base model's, computed before the call."""
+
+    class PerModel:
+        """A number for each of `*models`: the recipe gives one for all, or one by role."""
 
 
 Determinism = Literal["exact", "stable", "machine"]
@@ -59,14 +64,16 @@ class Parameter:
     Attributes:
         name: in the recipe.
         default: None if the recipe must give it.
-        range: the numbers allowed; None for a choice.
-        choices: the words allowed; () for a number.
+        range: the numbers allowed; None: any finite one.
+        choices: the values allowed instead of a number: words, or True and False.
+        per_model: whether each of `*models` has a number of its own.
     """
 
     name: str
-    default: float | str | None
+    default: float | str | bool | None
     range: Range | None
-    choices: tuple[str, ...] = ()
+    choices: tuple[str | bool, ...] = ()
+    per_model: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +83,9 @@ class Method:
     Attributes:
         name: in the recipe.
         function: tensors of one key in, one tensor out.
-        roles: names of its models, the primary first.
+        roles: names of the models it always takes, the primary first.
+        variadic: how many more it takes at least, under any names; None: none.
+        deltas: whether operands after the first are differences from it.
         parameters: by name.
         determinism: the promise about its bytes: exact, stable or machine.
         elementwise: whether each element of the result depends only on the same element of the
@@ -86,14 +95,16 @@ class Method:
         stored: whether operands come in the dtype they are stored in (compat) instead of the compute dtype.
         idempotent: whether operands that are all equal are the result. Products of their shares need
             not add up to the last bit, so the executor restores the common value.
-        result_is: the role whose tensor is the result for these parameters, unchanged; None if it
-            must be computed. Then the other models are not even read.
+        result_is: the number of the operand that is the result for these parameters, unchanged;
+            None if it must be computed. Then the other models are not even read.
         version: raised when the meaning of the method changes.
     """
 
     name: str
     function: Callable[..., Any]
     roles: tuple[str, ...]
+    variadic: int | None
+    deltas: bool
     parameters: Mapping[str, Parameter]
     determinism: Determinism
     elementwise: bool
@@ -101,7 +112,7 @@ class Method:
     differs: str = ""
     stored: bool = False
     idempotent: bool = False
-    result_is: Callable[..., str | None] = lambda **_: None
+    result_is: Callable[..., int | None] = lambda **_: None
     version: int = 1
 
     @property
@@ -128,26 +139,29 @@ def method(
     *,
     determinism: Determinism,
     elementwise: bool,
+    at_least: int = 1,
     name: str | None = None,
     compat: tuple[str, ...] = (),
     differs: str = "",
     stored: bool = False,
     idempotent: bool = False,
-    result_is: Callable[..., str | None] = lambda **_: None,
+    result_is: Callable[..., int | None] = lambda **_: None,
     version: int = 1,
 ) -> Callable[[Function], Function]:
     """Registers a function under its own name (or `name`), once for each tool in `compat`.
 
-    The arguments are the attributes of Method.
+    The arguments are the attributes of Method; `at_least` says how many of `*models` it needs.
     """
 
     def register(function: Function) -> Function:
-        roles, parameters = _schema(function)
+        roles, variadic, deltas, parameters = _schema(function)
         for tool in compat or (None,):
             entry = Method(
                 name=name or function.__name__,
                 function=function,
                 roles=roles,
+                variadic=at_least if variadic else None,
+                deltas=deltas,
                 parameters=parameters,
                 determinism=determinism,
                 elementwise=elementwise,
@@ -164,20 +178,30 @@ def method(
     return register
 
 
-def _schema(function: Callable[..., Any]) -> tuple[tuple[str, ...], dict[str, Parameter]]:
+def _schema(function: Callable[..., Any]) -> tuple[tuple[str, ...], bool, bool, dict[str, Parameter]]:
+    """Roles, whether it takes more models, whether those after the first are deltas, parameters."""
     hints = get_type_hints(function, include_extras=True)
     roles: list[str] = []
+    variadic = deltas = False
     parameters: dict[str, Parameter] = {}
     for name, argument in inspect.signature(function).parameters.items():
-        if argument.kind is not inspect.Parameter.KEYWORD_ONLY:
-            roles.append(name)
-            continue
-        default = None if argument.default is inspect.Parameter.empty else argument.default
         hint = hints[name]
-        if get_origin(hint) is Literal:
-            parameters[name] = Parameter(name, default, None, get_args(hint))
+        if argument.kind is inspect.Parameter.KEYWORD_ONLY:
+            parameters[name] = _parameter(name, hint, argument.default)
+            continue
+        deltas |= hint is Delta
+        if argument.kind is inspect.Parameter.VAR_POSITIONAL:
+            variadic = True
         else:
-            # Without a range any finite number is allowed.
-            limits = next((extra for extra in get_args(hint)[1:] if isinstance(extra, Range)), None)
-            parameters[name] = Parameter(name, default, limits)
-    return tuple(roles), parameters
+            roles.append(name)
+    return tuple(roles), variadic, deltas, parameters
+
+
+def _parameter(name: str, hint: Any, default: Any) -> Parameter:
+    default = None if default is inspect.Parameter.empty else default
+    if get_origin(hint) is Literal:
+        return Parameter(name, default, None, get_args(hint))
+    if hint is bool:
+        return Parameter(name, default, None, (True, False))
+    limits = next((extra for extra in get_args(hint)[1:] if isinstance(extra, Range)), None)
+    return Parameter(name, default, limits, per_model=PerModel in (hint, *get_args(hint)[:1]))

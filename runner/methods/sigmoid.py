@@ -8,8 +8,8 @@ from typing import Annotated
 from runner.methods.registry import Range, Weight, method
 
 
-def _ends(alpha: float) -> str | None:
-    return {0.0: "a", 1.0: "b"}.get(alpha)
+def _ends(alpha: float) -> int | None:
+    return {0.0: 0, 1.0: 1}.get(alpha)
 
 
 @method(determinism="exact", elementwise=True, result_is=_ends)
