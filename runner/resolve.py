@@ -266,14 +266,28 @@ def _bind(merge: Merge, index_of: Mapping[KeyPath, int], names: _Names, problems
                 names.blocks,
                 problems,
             )
-            for rule in weightings[name].rules:
-                if not any(rule.rank(key, place) for key, place in names.places.items()):
-                    problems.add(rule.path, "selects no tensor of these models")
+            _check_coverage(weightings[name], value, path, names, problems)
     models = {
         role: index_of[model.path] if isinstance(model, Source) else _bind(model, index_of, names, problems)
         for role, model in merge.models.items()
     }
     return BoundMerge(method, models, weightings, choices, merge.policies, merge.seed, merge.path)
+
+
+def _check_coverage(
+    weighting: Weighting, value: Any, path: KeyPath, names: _Names, problems: Problems
+) -> None:
+    """Notes rules that select nothing, and a mapping that leaves the rest of the model open."""
+    places = names.places.items()
+    for rule in weighting.rules:
+        if not any(rule.rank(key, place) for key, place in places):
+            problems.add(rule.path, "selects no tensor of these models")
+    if isinstance(value, Mapping) and "default" not in value:
+        left = next(
+            (key for key, at in places if not any(rule.rank(key, at) for rule in weighting.rules)), None
+        )
+        if left is not None:
+            problems.add(path, f"says nothing of {quote(left)} and others; add default: NUMBER for the rest")
 
 
 def _choice(words: tuple[str, ...], value: Any, path: KeyPath, problems: Problems) -> str:
