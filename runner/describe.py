@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from runner.errors import escape
+from runner.errors import counted, escape
 from runner.formats import FORMATS
 from runner.place import Placement
 from runner.plan import BUFFER, COPIED, KEPT, MERGED, Job, Plan, Value
@@ -178,11 +178,11 @@ def _spread(counts: Counter[str] | None) -> str:
 def _work(plan: Plan, placement: Placement, free: int) -> list[str]:
     lines = []
     for device, count in placement.jobs_by_device.items():
-        where = f"{device}, {placement.threads} threads" if device == "cpu" else f"GPU {device}"
-        lines.append(f"{where}: {count} tensors, budget {size(placement.memory[device])}")
+        where = f"{device}, {counted(placement.threads, 'thread')}" if device == "cpu" else f"GPU {device}"
+        lines.append(f"{where}: {counted(count, 'tensor')}, budget {size(placement.memory[device])}")
     lines.append(f"at most {size(placement.peak_bytes)} of tensors in memory at a time")
     enough = "" if free >= plan.layout.nbytes else ": NOT ENOUGH"
-    written = f"{size(plan.layout.nbytes)} to write in {len(plan.layout.files)} weight files"
+    written = f"{size(plan.layout.nbytes)} to write in {counted(len(plan.layout.files), 'weight file')}"
     lines.append(f"{size(plan.bytes_read)} to read, {written}, {size(free)} free{enough}")
     classes = Counter(job.determinism for job in plan.jobs if job.steps)
     lines.append(f"determinism: {', '.join(classes) or 'copies only'}")

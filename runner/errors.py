@@ -162,6 +162,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f', did you mean "{match[0]}"?' if match else ""
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things: "1 tensor", "2 tensors"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def quote(value: object) -> str:
     """A value from a stranger, made safe for a terminal: escaped and cut, texts in quotation marks."""
     if isinstance(value, (bool, int, float, list, dict)) or value is None:

@@ -76,7 +76,7 @@ def place(
         UsageError: a device that is not there.
     """
     budget = settings.max_memory.get(CPU) or host_budget or min(AUTO_BUDGET_BYTES, available_bytes() // 2)
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or _processors()
     tile = tile_bytes(plan, tile_elements)
     # With a small budget fewer workers run; one tile is the least that works.
     workers = max(1, min(threads, budget // (tile * RESULTS_PER_WORKER) or 1))
@@ -109,9 +109,16 @@ def tile_bytes(plan: Plan, tile_elements: int) -> int:
     return max((working_bytes(plan, job, tile_elements) for job in plan.jobs if job.elementwise), default=1)
 
 
+def _processors() -> int:
+    """Processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def available_bytes() -> int:
     """Memory of the host that can still be used, also by the limit of a control group."""
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for line in _lines("/proc/meminfo"):
         if line.startswith("MemAvailable:"):
             free = int(line.split()[1]) * 1024

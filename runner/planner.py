@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from runner.errors import IncompatibleError, escape, quote
+from runner.errors import IncompatibleError, counted, escape, quote
 from runner.formats import FORMATS
 from runner.methods import Method
 from runner.plan import BUFFER, COPIED, KEPT, MERGED, Job, Load, Plan, Step, Value
@@ -332,6 +332,6 @@ def _listed(keys: list[str], resolved: Resolved) -> str:
     whole = Counter(place.component for place in resolved.places.values())
     if all(count == whole.get(component) for component, count in components.items()):
         names = ", ".join(sorted(components))
-        return f"{len(keys)} tensors, all of {names}"
+        return f"{counted(len(keys), 'tensor')}, all of {names}"
     first = ", ".join(escape(key) for key in keys[:3])
-    return f"{len(keys)} tensors: {first}{', ...' if len(keys) > 3 else ''}"
+    return f"{counted(len(keys), 'tensor')}: {first}{', ...' if len(keys) > 3 else ''}"

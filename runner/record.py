@@ -231,7 +231,7 @@ class RunRecord:
         }
         self.run["fallbacks"] = dict(outcome.fallbacks)
         self.run["moved"] = {
-            component: {"relative": relative(difference, original), "rms": rms_text(difference)}
+            component: {"relative": relative(difference, original), "norm": _rounded(math.sqrt(difference))}
             for component, (difference, original) in outcome.moved.items()
         }
 
@@ -258,11 +258,6 @@ def relative(difference: float, original: float) -> float:
     if difference == 0:
         return 0.0
     return _rounded(math.sqrt(difference / original)) if original else math.inf
-
-
-def rms_text(difference: float) -> float:
-    """‖result − a‖ from its square."""
-    return _rounded(math.sqrt(difference))
 
 
 def _rounded(value: float) -> float:

@@ -280,8 +280,10 @@ def _bind(merge: Merge, index_of: Mapping[KeyPath, int], names: _Names, problems
     models: dict[str, int | BoundMerge] = {}
     for role in operands:
         model = merge.models[role]
-        source = isinstance(model, Source)
-        models[role] = index_of[model.path] if source else _bind(model, index_of, names, problems)
+        if isinstance(model, Source):
+            models[role] = index_of[model.path]
+        else:
+            models[role] = _bind(model, index_of, names, problems)
     return BoundMerge(method, models, weightings, choices, merge.policies, merge.seed, merge.path)
 
 
@@ -305,10 +307,21 @@ class _Binder:
             self.names.blocks,
             self.problems,
         )
-        for rule in weighting.rules:
-            if not any(rule.rank(key, place) for key, place in self.names.places.items()):
-                self.problems.add(rule.path, "selects no tensor of these models")
+        self._check_coverage(weighting, value, path)
         return weighting
+
+    def _check_coverage(self, weighting: Weighting, value: Any, path: KeyPath) -> None:
+        """Notes rules that select nothing, and a mapping that leaves the rest of the model open."""
+        rules, places = weighting.rules, self.names.places.items()
+        for rule in rules:
+            if not any(rule.rank(key, place) for key, place in places):
+                self.problems.add(rule.path, "selects no tensor of these models")
+        if not isinstance(value, Mapping) or "default" in value:
+            return
+        left = next((key for key, place in places if not any(rule.rank(key, place) for rule in rules)), None)
+        if left is not None:
+            hint = "add default: NUMBER for the rest"
+            self.problems.add(path, f"says nothing of {quote(left)} and others; {hint}")
 
     def per_model(self, parameter: Parameter, value: Any, roles: Sequence[str]) -> tuple[Weighting, ...]:
         """A number for each model: one for all, or a mapping by role."""

@@ -5,8 +5,9 @@
 
 Positional parameters are the roles of the recipe's models, `*models` any number of them under names
 of the recipe's choice; keyword-only ones are its parameters. An operand annotated Delta is the
-difference from the first one, the base. The decorator returns the function as it is, so that it can be called in a notebook. Modules of methods
-do not import torch: the tensors bring their operations, and a plan needs only the signatures.
+difference from the first one, the base. The decorator returns the function as it is, so that it can
+be called in a notebook. Modules of methods do not import torch: the tensors bring their operations,
+and a plan needs only the signatures.
 """
 
 from __future__ import annotations
