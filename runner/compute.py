@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from runner.errors import IncompatibleError, NumericError, escape, quote
+from runner.errors import IncompatibleError, KeyPath, NumericError, escape, quote
+from runner.methods.random import Random
 from runner.plan import Job, Load, Plan
 from runner.tensors import DTYPES, TensorSpec
 
@@ -46,10 +48,17 @@ class Scratch:
     Args:
         plan: whose jobs will be run.
         read: fills a buffer with part of a stored tensor: (load, buffer, offset in its data).
+        identities: of the merges that draw random numbers.
     """
 
-    def __init__(self, plan: Plan, read: Callable[[Load, memoryview, int], None]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        read: Callable[[Load, memoryview, int], None],
+        identities: Mapping[KeyPath, str],
+    ) -> None:
         self._plan = plan
+        self._identities = identities
         self._read = read
         self._inputs: list[bytearray] = []
         self._floats: list[Tensor] = []
@@ -166,8 +175,12 @@ class Scratch:
             arguments = [operand(at, stored, number == 0) for number, at in enumerate(step.arguments)]
             if step.method.deltas:
                 arguments[1:] = [model - arguments[0] for model in arguments[1:]]
-            value = step.method.function(*arguments, **dict(step.parameters))
-            if step.method.idempotent and wide:
+            keywords: dict[str, Any] = dict(step.parameters)
+            if step.draw is not None:
+                identity = self._identities[step.draw.path]
+                keywords["random"] = Random(step.draw.seed, identity, step.draw.roles, job.key, start)
+            value = step.method.function(*arguments, **keywords)
+            if wide and step.idempotent:
                 value = _restore_common(value, arguments)
             values.append(value)
         return values[-1], arguments[0]

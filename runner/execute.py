@@ -14,13 +14,14 @@ import math
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 
 from runner.compute import Moved, Scratch
-from runner.errors import OutOfMemoryError, quote
+from runner.errors import KeyPath, OutOfMemoryError, quote
 from runner.files import read_into
 from runner.place import CPU, RESULTS_PER_WORKER, Device, Placement, working_bytes
 from runner.plan import Job, Load, Plan
@@ -81,7 +82,13 @@ def pieces(plan: Plan, tile_elements: int) -> Iterator[Piece]:
             number += 1
 
 
-def execute(plan: Plan, placement: Placement, staging: Staging, advance: Callable[[int], None]) -> Outcome:
+def execute(
+    plan: Plan,
+    placement: Placement,
+    staging: Staging,
+    advance: Callable[[int], None],
+    identities: Mapping[KeyPath, str] = MappingProxyType({}),
+) -> Outcome:
     """Runs every job of the plan.
 
     Args:
@@ -89,12 +96,13 @@ def execute(plan: Plan, placement: Placement, staging: Staging, advance: Callabl
         placement: where.
         staging: receives the bytes.
         advance: called with the number of output bytes done, from the calling thread.
+        identities: of the merges that draw random numbers, by their place in the recipe.
 
     Raises:
         RunnerError: the first thing that went wrong; the staging is then to be discarded.
     """
     _keep_freed_memory()
-    engine = _Engine(plan, placement, staging)
+    engine = _Engine(plan, placement, staging, identities)
     try:
         return engine.run(advance)
     finally:
@@ -115,8 +123,11 @@ class _Engine:
     Workers wait for `room`, the hasher for `ready`; the calling thread looks in ten times a second.
     """
 
-    def __init__(self, plan: Plan, placement: Placement, staging: Staging) -> None:
+    def __init__(
+        self, plan: Plan, placement: Placement, staging: Staging, identities: Mapping[KeyPath, str]
+    ) -> None:
         self.plan = plan
+        self.identities = identities
         self.placement = placement
         self.staging = staging
         lock = threading.Lock()
@@ -297,7 +308,7 @@ class _Worker:
     def __init__(self, engine: _Engine, device: Device) -> None:
         self.engine = engine
         self.device = device
-        self.scratch = Scratch(engine.plan, engine.read)
+        self.scratch = Scratch(engine.plan, engine.read, engine.identities)
         self.compared: set[str] = set()  # methods whose first piece the host computed too
 
     def run(self) -> None:

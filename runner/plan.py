@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from runner.architectures import Place
 from runner.checkpoint import Layout
+from runner.errors import KeyPath
 from runner.methods import Method
 from runner.resolve import Resolved
 from runner.tensors import TensorSpec
@@ -30,6 +32,21 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class Draw:
+    """The random numbers of a merge.
+
+    Attributes:
+        seed: of the recipe.
+        path: where in the recipe the merge stands; its identity is known when its inputs are hashed.
+        roles: of its models, in the order of the operands.
+    """
+
+    seed: int
+    path: KeyPath
+    roles: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """A method to be applied.
 
@@ -37,11 +54,31 @@ class Step:
         method: the method.
         arguments: its operands: a number below the count of loads is a load, the others are steps.
         parameters: its keyword arguments, as resolved for this key.
+        draw: the random numbers it is given; None: none.
     """
 
     method: Method
     arguments: tuple[int, ...]
     parameters: tuple[tuple[str, Value], ...]
+    draw: Draw | None = None
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether each element of its result depends only on the same element of its operands."""
+        return bool(self._property(self.method.elementwise))
+
+    @property
+    def determinism(self) -> str:
+        """The promise about its bytes: exact, stable or machine."""
+        return str(self._property(self.method.determinism))
+
+    @property
+    def idempotent(self) -> bool:
+        """Whether operands that are all equal are its result."""
+        return bool(self._property(self.method.idempotent))
+
+    def _property(self, value: Any) -> Any:
+        return value(**dict(self.parameters)) if callable(value) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +113,17 @@ class Job:
     @property
     def elementwise(self) -> bool:
         """Whether the tensor may be cut into tiles."""
-        return all(step.method.elementwise for step in self.steps)
+        return all(step.elementwise for step in self.steps)
 
     @property
     def determinism(self) -> str:
         """The weakest class of its steps."""
-        order = ("exact", "stable", "machine")
-        return max((step.method.determinism for step in self.steps), key=order.index, default="exact")
+        return weakest(step.determinism for step in self.steps)
+
+
+def weakest(classes: Iterable[str]) -> str:
+    """The determinism of what is made of parts: of exact, stable and machine the last that occurs."""
+    return max(classes, key=("exact", "stable", "machine").index, default="exact")
 
 
 @dataclass(frozen=True)
@@ -113,6 +154,16 @@ class Plan:
     def bytes_read(self) -> int:
         """Bytes of tensors read; digests read whole files beside."""
         return sum(self.spec(load).nbytes for job in self.jobs for load in (*job.loads, *job.equal))
+
+    @property
+    def determinism(self) -> str:
+        """The weakest class of its jobs."""
+        return weakest(job.determinism for job in self.jobs)
+
+    @property
+    def draws(self) -> bool:
+        """Whether any job draws random numbers, which depend on the digests of the inputs."""
+        return any(step.draw for job in self.jobs for step in job.steps)
 
     @property
     def fates(self) -> Counter[str]:

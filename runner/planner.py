@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from runner.errors import IncompatibleError, counted, escape, quote
 from runner.formats import FORMATS
 from runner.methods import Method
-from runner.plan import BUFFER, COPIED, KEPT, MERGED, Job, Load, Plan, Step, Value
+from runner.plan import BUFFER, COPIED, KEPT, MERGED, Draw, Job, Load, Plan, Step, Value
 from runner.resolve import BoundMerge, Resolved
 from runner.tensors import OUTPUT_DTYPES, TensorSpec
 
@@ -66,6 +66,7 @@ class _Value:
     method: Method | None = None
     operands: tuple[_Value, ...] = ()
     parameters: tuple[tuple[str, Value], ...] = ()
+    draw: Draw | None = None
 
 
 class _Planner:
@@ -205,7 +206,8 @@ class _Planner:
             operands.append(operand)
         if used is not None:
             return operands[-1]
-        return _Value(None, node.method, tuple(operands), tuple(sorted(parameters.items())))
+        draw = Draw(node.seed, node.path, tuple(node.models)) if node.method.draws else None
+        return _Value(None, node.method, tuple(operands), tuple(sorted(parameters.items())), draw)
 
     def _misfit(
         self, merge: BoundMerge, role: str, spec: TensorSpec, operand: _Value | None
@@ -312,7 +314,7 @@ def _flatten(value: _Value) -> tuple[tuple[Load, ...], tuple[Step, ...]]:
     steps = []
     for node in order:
         assert node.method is not None  # it is no load
-        steps.append(Step(node.method, tuple(map(slot, node.operands)), node.parameters))
+        steps.append(Step(node.method, tuple(map(slot, node.operands)), node.parameters, node.draw))
     return tuple(loads), tuple(steps)
 
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner import __version__
 from runner.digests import folder_digest, model_digest
-from runner.errors import RunnerError
+from runner.errors import KeyPath, RunnerError
 from runner.files import InputFile
 from runner.recipe import Merge, Policies, Recipe, Source
 from runner.resolve import BoundMerge, Resolved
@@ -186,6 +186,7 @@ class RunRecord:
         """Notes the fate of the keys and where the work is done."""
         self.deterministic |= {
             "keys": dict(sorted(plan.fates.items())),
+            "determinism": plan.determinism,
             "dropped": {reason: list(keys) for reason, keys in plan.dropped.items()},
             "deviations": {reason: list(keys) for reason, keys in plan.deviations.items()},
         }
@@ -264,6 +265,29 @@ def _rounded(value: float) -> float:
     return float(f"{value:.6g}")
 
 
+def merge_identities(resolved: Resolved, digests: Mapping[InputFile, str]) -> dict[KeyPath, str]:
+    """The identity of every merge of a recipe, by its place in the recipe.
+
+    It is the digest of the method and of the models by role, a source by its digest; numbers are left
+    out, so that the random numbers of a sweep over them are the same.
+    """
+    found: dict[KeyPath, str] = {}
+
+    def identity(merge: BoundMerge) -> str:
+        models = {
+            role: identity(model)
+            if isinstance(model, BoundMerge)
+            else model_digest(resolved.models[model].checkpoint, digests)
+            for role, model in merge.models.items()
+        }
+        text = canonical_json({"method": merge.method.label, "models": models})
+        found[merge.path] = hashlib.sha256(text.encode()).hexdigest()
+        return found[merge.path]
+
+    identity(resolved.merge)
+    return found
+
+
 def roles_of(merge: BoundMerge, model: int, prefix: str = "") -> list[str]:
     """Where in the recipe a model stands: "a", "b.c", ..."""
     roles = []
@@ -277,7 +301,7 @@ def roles_of(merge: BoundMerge, model: int, prefix: str = "") -> list[str]:
 
 def _methods(merge: BoundMerge) -> list[dict[str, Any]]:
     method = merge.method
-    entry = {"method": method.label, "determinism": method.determinism}
+    entry = {"method": method.label}
     below = [_methods(model) for model in merge.models.values() if isinstance(model, BoundMerge)]
     found = [entry, *(entry for entries in below for entry in entries)]
     return [one for at, one in enumerate(found) if one not in found[:at]]

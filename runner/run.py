@@ -20,7 +20,7 @@ from runner.plan import Plan
 from runner.planner import make_plan
 from runner.progress import progress, say
 from runner.recipe import parse_recipe
-from runner.record import RunRecord, header_metadata
+from runner.record import RunRecord, header_metadata, merge_identities
 from runner.resolve import Resolved, resolve
 from runner.write import Staging, check_place, free_bytes, write_file
 
@@ -106,7 +106,8 @@ def merge(plan: Plan, placement: Placement, settings: Settings, output_dir: Path
         with record.stage("import"):
             from runner.execute import execute
         with record.stage("execute"):
-            outcome = execute(plan, placement, staging, advance)
+            identities = merge_identities(plan.resolved, digests.wait()) if plan.draws else {}
+            outcome = execute(plan, placement, staging, advance, identities)
         with record.stage("sync"):
             staging.sync()
         if settings.verify:

@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from runner.methods.random import Random
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -88,9 +90,10 @@ class Method:
         variadic: how many more it takes at least, under any names; None: none.
         deltas: whether operands after the first are differences from it.
         parameters: by name.
-        determinism: the promise about its bytes: exact, stable or machine.
+        determinism: the promise about its bytes: exact, stable or machine; it may depend on the parameters.
         elementwise: whether each element of the result depends only on the same element of the
-            operands, so that a tensor may be cut anywhere.
+            operands, so that a tensor may be cut anywhere; it may depend on the parameters.
+        draws: whether it takes a keyword `random`, the streams of the merge.
         compat: the tool whose results it reproduces, errors included; None for ours.
         differs: what a compat method does otherwise than the standard one, for the user to read.
         stored: whether operands come in the dtype they are stored in (compat) instead of the compute dtype.
@@ -107,12 +110,13 @@ class Method:
     variadic: int | None
     deltas: bool
     parameters: Mapping[str, Parameter]
-    determinism: Determinism
-    elementwise: bool
+    determinism: Determinism | Callable[..., Determinism]
+    elementwise: bool | Callable[..., bool]
+    draws: bool
     compat: str | None = None
     differs: str = ""
     stored: bool = False
-    idempotent: bool = False
+    idempotent: bool | Callable[..., bool] = False
     result_is: Callable[..., int | None] = lambda **_: None
     version: int = 1
 
@@ -138,14 +142,14 @@ def find_method(name: str, compat: str | None) -> Method | None:
 
 def method(
     *,
-    determinism: Determinism,
-    elementwise: bool,
+    determinism: Determinism | Callable[..., Determinism],
+    elementwise: bool | Callable[..., bool],
     at_least: int = 1,
     name: str | None = None,
     compat: tuple[str, ...] = (),
     differs: str = "",
     stored: bool = False,
-    idempotent: bool = False,
+    idempotent: bool | Callable[..., bool] = False,
     result_is: Callable[..., int | None] = lambda **_: None,
     version: int = 1,
 ) -> Callable[[Function], Function]:
@@ -155,7 +159,7 @@ def method(
     """
 
     def register(function: Function) -> Function:
-        roles, variadic, deltas, parameters = _schema(function)
+        roles, variadic, deltas, draws, parameters = _schema(function)
         for tool in compat or (None,):
             entry = Method(
                 name=name or function.__name__,
@@ -166,6 +170,7 @@ def method(
                 parameters=parameters,
                 determinism=determinism,
                 elementwise=elementwise,
+                draws=draws,
                 compat=tool,
                 differs=differs,
                 stored=stored,
@@ -179,23 +184,32 @@ def method(
     return register
 
 
-def _schema(function: Callable[..., Any]) -> tuple[tuple[str, ...], bool, bool, dict[str, Parameter]]:
-    """Roles, whether it takes more models, whether those after the first are deltas, parameters."""
+def each(value: PerModel, count: int) -> list[float]:
+    """A number for each of `count` models, from one for all or one for each."""
+    return [float(value)] * count if isinstance(value, (int, float)) else list(value)
+
+
+def _schema(
+    function: Callable[..., Any],
+) -> tuple[tuple[str, ...], bool, bool, bool, dict[str, Parameter]]:
+    """Roles, whether there may be more, whether those after the first are deltas, `random`, parameters."""
     hints = get_type_hints(function, include_extras=True)
     roles: list[str] = []
-    variadic = deltas = False
+    variadic = deltas = draws = False
     parameters: dict[str, Parameter] = {}
     for name, argument in inspect.signature(function).parameters.items():
         hint = hints[name]
-        if argument.kind is inspect.Parameter.KEYWORD_ONLY:
+        if hint is Random:
+            draws = True
+        elif argument.kind is inspect.Parameter.KEYWORD_ONLY:
             parameters[name] = _parameter(name, hint, argument.default)
-            continue
-        deltas |= hint is Delta
-        if argument.kind is inspect.Parameter.VAR_POSITIONAL:
+        elif argument.kind is inspect.Parameter.VAR_POSITIONAL:
             variadic = True
+            deltas |= hint is Delta
         else:
             roles.append(name)
-    return tuple(roles), variadic, deltas, parameters
+            deltas |= hint is Delta
+    return tuple(roles), variadic, deltas, draws, parameters
 
 
 def _parameter(name: str, hint: Any, default: Any) -> Parameter:

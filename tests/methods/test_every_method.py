@@ -6,6 +6,7 @@ import ast
 import inspect
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 import runner.methods
 from runner.methods import METHODS, Method
+from runner.methods.random import Random
 
 SHAPES = ((), (1,), (3,), (5, 1), (7, 9), (4, 3, 3, 3), (0, 4))
 STANDARD = [method for method in METHODS.values() if not method.compat]
@@ -25,12 +27,15 @@ def label(method: Method) -> str:
 
 def operands(method: Method, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
     generator = torch.Generator().manual_seed(5)
-    return [torch.randn(shape, generator=generator).to(dtype) for _ in method.roles]
+    count = len(method.roles) + (0 if method.variadic is None else max(2, method.variadic))
+    return [torch.randn(shape, generator=generator).to(dtype) for _ in range(count)]
 
 
-def values(method: Method) -> dict[str, float]:
-    """Parameters inside their ranges that are no end of them."""
-    return {name: 0.3 for name, parameter in method.parameters.items() if not parameter.choices}
+def values(method: Method, start: int = 0) -> dict[str, Any]:
+    """Parameters inside their ranges that are no end of them, for a piece from `start` on."""
+    numbers = {name: 0.3 for name, parameter in method.parameters.items() if not parameter.choices}
+    streams = Random(0, "merge", [str(number) for number in range(9)], "key", start)
+    return {**numbers, "random": streams} if method.draws else numbers
 
 
 @pytest.mark.parametrize("method", EVERY, ids=label)
@@ -58,31 +63,42 @@ def test_a_tensor_that_is_not_contiguous_gives_the_same(method: Method) -> None:
     )
 
 
-@pytest.mark.parametrize("method", [m for m in EVERY if m.elementwise], ids=label)
+def is_elementwise(method: Method) -> bool:
+    count = max(2, method.variadic or 0)
+    numbers = {n: (0.3,) * count if p.per_model else 0.3 for n, p in method.parameters.items()}
+    return bool(method.elementwise(**numbers) if callable(method.elementwise) else method.elementwise)
+
+
+@pytest.mark.parametrize("method", [m for m in EVERY if is_elementwise(m)], ids=label)
 def test_an_elementwise_method_may_be_cut_anywhere(method: Method) -> None:
     tensors = operands(method, (1001,))
     whole = method.function(*tensors, **values(method))
     for cut in (1, 7, 500, 1000):
         parts = [
-            method.function(*(tensor[part] for tensor in tensors), **values(method))
+            method.function(*(tensor[part] for tensor in tensors), **values(method, part.start or 0))
             for part in (slice(None, cut), slice(cut, None))
         ]
         assert torch.equal(torch.cat(parts), whole)
 
 
 @pytest.mark.parametrize("method", STANDARD, ids=label)
-def test_the_role_a_method_names_as_its_result_is_its_result(method: Method) -> None:
+def test_the_operand_a_method_names_as_its_result_is_its_result(method: Method) -> None:
     """result_is only saves work: computing gives the same, up to rounding."""
-    tensors = dict(zip(method.roles, operands(method, (64,), torch.float64), strict=True))
-    named = 0
+    tensors = operands(method, (64,), torch.float64)
+    count = max(2, method.variadic or 0)
     for value in (0.0, 0.3, 1.0):
-        parameters = dict.fromkeys(values(method), value)
-        role = method.result_is(**parameters)
-        if role is not None:
-            named += 1
-            computed = method.function(*tensors.values(), **parameters)
-            torch.testing.assert_close(computed, tensors[role], rtol=1e-12, atol=1e-12)
-    assert named >= 1
+        numbers: dict[str, Any] = {
+            name: (value, *(0.0,) * (count - 1)) if parameter.per_model else value
+            for name, parameter in method.parameters.items()
+            if not parameter.choices and name != "density"
+        }
+        words = {n: p.default for n, p in method.parameters.items() if p.choices}
+        density = {n: (0.5,) * count for n in method.parameters if n == "density"}
+        number = method.result_is(**numbers, **words, **density)
+        if number is not None:
+            streams = {"random": values(method)["random"]} if method.draws else {}
+            computed = method.function(*tensors, **numbers, **words, **density, **streams)
+            torch.testing.assert_close(computed, tensors[number], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("method", STANDARD, ids=label)

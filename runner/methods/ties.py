@@ -1,0 +1,74 @@
+"""ties: trims what several models learned to its largest part, elects a sign, and merges what agrees."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from runner.methods.registry import Delta, PerModel, Range, Weight, each, method
+from runner.methods.selection import largest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+
+def elect(deltas: Sequence[Tensor], weights: Sequence[float], vote: str, normalize: bool) -> Tensor:
+    """The disjoint merge: the sum (or weighted mean) of the deltas that have the elected sign.
+
+    Args:
+        deltas: weighted and trimmed.
+        weights: of each, for the mean.
+        vote: "mass" elects the sign of the sum, "count" that of most deltas; a tie is positive.
+        normalize: divides by Σ |w_i| of the deltas that agree.
+    """
+    votes = deltas[0].sign() if vote == "count" else deltas[0].clone()
+    for delta in deltas[1:]:
+        votes.add_(delta.sign() if vote == "count" else delta)
+    positive = votes >= 0
+    result = deltas[0] * 0
+    shares = deltas[0] * 0
+    for delta, weight in zip(deltas, weights, strict=True):
+        agrees = ((delta > 0) & positive) | ((delta < 0) & ~positive)
+        result.add_(delta * agrees)
+        shares.add_(agrees * abs(weight))
+    return result.div_(shares.masked_fill_(shares == 0, 1)) if normalize else result
+
+
+def _dense(density: tuple[float, ...], **_: object) -> bool:
+    return all(one == 1 for one in density)
+
+
+@method(
+    determinism=lambda **parameters: "exact" if _dense(**parameters) else "stable",
+    elementwise=_dense,
+    result_is=lambda scale, **_: 0 if scale == 0 else None,
+)
+def ties(
+    base: Weight,
+    *models: Delta,
+    weight: PerModel = 1.0,
+    density: Annotated[PerModel, Range(1e-6, 1)] = 1.0,
+    scale: float = 1.0,
+    vote: Literal["mass", "count"] = "mass",
+    normalize: bool = True,
+) -> Weight:
+    """base + scale·Δ, Δ the mean of the trimmed differences that have the sign most of their mass has.
+
+    Args:
+        base: tensor of the model all others were trained from.
+        models: differences of the others from it.
+        weight: of each model.
+        density: share of each difference that is kept, the largest; 1 trims nothing, 0.2 is the paper's.
+        scale: of the merged difference; 0 gives the base bit for bit.
+        vote: whether the sign is elected by "mass" or by "count" of models.
+        normalize: the mean of what agrees; false its sum.
+
+    Source: Yadav et al., TIES-Merging, https://arxiv.org/abs/2306.01708.
+    """
+    weights, densities = each(weight, len(models)), each(density, len(models))
+    trimmed = [
+        model * one if kept == 1 else model * one * largest(model, kept)
+        for model, one, kept in zip(models, weights, densities, strict=True)
+    ]
+    return elect(trimmed, weights, vote, normalize).mul_(scale).add_(base)
