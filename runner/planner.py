@@ -211,10 +211,9 @@ class _Planner:
             return "missing", merge.policies.missing, f"{name}: keys of {primary} are missing"
         theirs = self._spec(operand)
         if theirs.shape != spec.shape:
-            shapes = f"{list(theirs.shape)} here, {list(spec.shape)} in {primary}{_variant(spec, theirs)}"
-            return "another shape", merge.policies.shapes, f"{name}: another shape, {shapes}"
+            return "another shape", merge.policies.shapes, f"{name}: other shapes than in {primary}"
         if theirs.is_float != spec.is_float:
-            what = f"{name}: {theirs.dtype} here, {spec.dtype} in {primary}"
+            what = f"{name}: floats against integers in {primary}"
             return "another kind of dtype", merge.policies.shapes, what
         return None
 
@@ -260,9 +259,10 @@ class _Planner:
         if not self.unfit:
             return
         lines = [f"{what} ({_listed(keys, self.resolved)})" for what, keys in self.unfit.items()]
+        if len({model.title for model in self.resolved.models}) > 1:
+            kinds = (f"{escape(model.checkpoint.label)} is {model.title}" for model in self.resolved.models)
+            lines.insert(0, f"models of different kinds: {', '.join(kinds)}")
         hint = "force: true keeps the first model's tensors there and lists them"
-        if any("inpainting" in line for line in lines):
-            hint = "an inpainting model cannot be merged with a plain one; " + hint
         raise IncompatibleError("\n".join(lines), tag="KEYS", hint=hint)
 
     def warnings(self, jobs: tuple[Job, ...]) -> Iterable[str]:
@@ -309,16 +309,6 @@ def _flatten(value: _Value) -> tuple[tuple[Load, ...], tuple[Step, ...]]:
         assert node.method is not None  # it is no load
         steps.append(Step(node.method, tuple(map(slot, node.operands)), node.parameters))
     return tuple(loads), tuple(steps)
-
-
-def _variant(spec: TensorSpec, theirs: TensorSpec) -> str:
-    """What a first convolution with other input channels means."""
-    kinds = {4: "plain", 8: "instruct-pix2pix", 9: "inpainting"}
-    if len(spec.shape) == 4 and spec.shape[0] == theirs.shape[0] and len(theirs.shape) == 4:
-        ours, other = kinds.get(spec.shape[1]), kinds.get(theirs.shape[1])
-        if ours and other and spec.shape[2:] == theirs.shape[2:]:
-            return f" ({other} model against {ours} one)"
-    return ""
 
 
 def _listed(keys: list[str], resolved: Resolved) -> str:
