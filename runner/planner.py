@@ -77,6 +77,7 @@ class _Planner:
         self.dropped: dict[str, list[str]] = {}
         self.deviations: dict[str, list[str]] = {}
         self.unfit: dict[str, list[str]] = {}
+        self.example: dict[str, str] = {}
         self._keys: dict[int, dict[str, None]] = {}
         self._unlike: dict[int, frozenset[str]] = {}
         self.nonfinite = frozenset(_nonfinite(resolved.merge))
@@ -211,7 +212,9 @@ class _Planner:
             return "missing", merge.policies.missing, f"{name}: keys of {primary} are missing"
         theirs = self._spec(operand)
         if theirs.shape != spec.shape:
-            return "another shape", merge.policies.shapes, f"{name}: other shapes than in {primary}"
+            what = f"{name}: other shapes than in {primary}"
+            self.example.setdefault(what, f"; the first is {list(theirs.shape)}, there {list(spec.shape)}")
+            return "another shape", merge.policies.shapes, what
         if theirs.is_float != spec.is_float:
             what = f"{name}: floats against integers in {primary}"
             return "another kind of dtype", merge.policies.shapes, what
@@ -258,7 +261,10 @@ class _Planner:
         """Raises: IncompatibleError that lists everything that does not fit."""
         if not self.unfit:
             return
-        lines = [f"{what} ({_listed(keys, self.resolved)})" for what, keys in self.unfit.items()]
+        lines = [
+            f"{what} ({_listed(keys, self.resolved)}{self.example.get(what, '')})"
+            for what, keys in self.unfit.items()
+        ]
         if len({model.title for model in self.resolved.models}) > 1:
             kinds = (f"{escape(model.checkpoint.label)} is {model.title}" for model in self.resolved.models)
             lines.insert(0, f"models of different kinds: {', '.join(kinds)}")
