@@ -158,8 +158,9 @@ class Problems:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """', did you mean "alpha"?' if a known word is close to this one, else ''."""
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f', did you mean "{match[0]}"?' if match else ""
+    spelled = {one.lower(): one for one in known}
+    match = difflib.get_close_matches(word.lower(), list(spelled), n=1, cutoff=0.6)
+    return f', did you mean "{spelled[match[0]]}"?' if match else ""
 
 
 def counted(count: int, noun: str) -> str:

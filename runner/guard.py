@@ -22,6 +22,7 @@ from runner.files import read_small
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 MAX_NODES = 10_000
+MAX_DIGITS = 21  # of an integer: 2^64 with its sign
 
 _HEADER = re.compile(
     r"^\s*#\s*@", re.MULTILINE
@@ -222,7 +223,8 @@ class _Reader:
                 self.problem(node.start_mark, path, f"${{ is only for plain references; found {quote(text)}")
             return text
         if _NUMBER.fullmatch(text):
-            number = int(text) if _INTEGER.fullmatch(text) and len(text) < 400 else float(text)
+            # Longer integers than a seed's are numbers all the same, but floats.
+            number = int(text) if _INTEGER.fullmatch(text) and len(text) <= MAX_DIGITS else float(text)
             if not math.isfinite(number):
                 self.problem(node.start_mark, path, f"{quote(text)} is not finite")
             return number
