@@ -270,7 +270,6 @@ def test_an_escaped_carriage_return_is_a_control_character(read: Read) -> None:
 
 
 @pytest.mark.parametrize("digits", [309, 399])
-@pytest.mark.xfail(strict=True, raises=OverflowError, reason="math.isfinite(int) overflows: exit code 1")
 def test_a_huge_integer_is_not_finite(read: Read, digits: int) -> None:
     assert read(f"seed: {'9' * digits}\n").problems
 
@@ -468,8 +467,8 @@ def test_a_large_file_takes_no_long_time(read: Read, unit: str) -> None:
 )
 def test_empty_lines_take_no_long_time(read: Read, head: str) -> None:
     started = time.process_time()
-    read(head + "\n" * 50_000 + "a: 1\n")
-    assert time.process_time() - started < 0.5
+    read(head + "\n" * 30_000 + "a: 1\n")
+    assert time.process_time() - started < 0.4
 
 
 @pytest.mark.xfail(
