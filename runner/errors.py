@@ -11,6 +11,8 @@ RunnerError                 1   a bug here, or something nobody foresaw
 ├── BusyError               9   another run holds this output
 ├── MismatchError          10   verification failed
 └── CannotReplayError      11   an input or method version is not available
+
+Interrupted           128 + n   a signal; no error, so that nothing catches it by mistake
 """
 
 from __future__ import annotations
@@ -107,6 +109,14 @@ class MismatchError(RunnerError):
 class CannotReplayError(RunnerError):
     exit_code = 11
     default_tag = "REPLAY"
+
+
+class Interrupted(BaseException):
+    """A signal asked the process to stop; exit code 128 and its number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__("interrupted")
+        self.exit_code = 128 + number
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,7 @@ def working_bytes(plan: Plan, job: Job, elements: int | None = None) -> int:
 
 def tile_bytes(plan: Plan, tile_elements: int) -> int:
     """The most bytes a tile of any element-wise job holds."""
-    return max((working_bytes(plan, job, tile_elements) for job in plan.jobs if job.elementwise), default=1)
+    return max(1, *(working_bytes(plan, job, tile_elements) for job in plan.jobs if job.elementwise))
 
 
 def _processors() -> int:

@@ -105,7 +105,6 @@ def test_memory_by_device() -> None:
 
 
 @pytest.mark.parametrize("override", ["placement.max_memory={0: 6GB}", "placement.max_memory={cpu: 512MB}"])
-@pytest.mark.xfail(strict=True, reason="Hydra finds no such key in the empty mapping of conf/placement")
 def test_memory_by_device_is_given_as_help_shows_it(override: str) -> None:
     settings_of(composed(override))
 
@@ -191,13 +190,11 @@ def test_a_wrong_placement_is_told_with_its_place(placement: Any, path: str, exp
 
 
 @pytest.mark.parametrize("value", [False, 0, "", []])
-@pytest.mark.xfail(strict=True, reason="`self.take(name) or {}` takes every empty value for none")
 def test_an_empty_value_is_no_memory_by_device(value: Any) -> None:
     tree = {"devices": None, "max_memory": value}
     refused(OmegaConf.create({**DEFAULTS, "placement": tree}))
 
 
-@pytest.mark.xfail(strict=True, raises=OverflowError, reason="parse_size makes an infinite float an integer")
 def test_a_size_without_end_is_no_size() -> None:
     refused(OmegaConf.create({**DEFAULTS, "memory": f"{'9' * 400}GB"}))
 
@@ -213,9 +210,12 @@ def test_a_tile_is_a_multiple_of_what_sums_are_taken_over(value: int) -> None:
     [
         (
             {"job": {"name": "mrege", "keys": "all"}},
-            'job.name: expected merge or plan, did you mean "merge"?',
+            "job.name: expected merge or plan; found ",
         ),
-        ({"job": {"name": "plan", "keys": "al"}}, 'job.keys: expected summary or all, did you mean "all"?'),
+        (
+            {"job": {"name": "plan", "keys": "al"}},
+            'job.keys: expected summary or all; found "al", did you mean "all"?',
+        ),
         ({"job": {"name": "plan"}}, "job.keys: expected summary or all"),
         (
             {"job": {"name": "plan", "keys": "all", "key": 1}},

@@ -180,9 +180,6 @@ def test_a_mistake_on_the_command_line_is_2(tmp_path: Path, arguments: list[str]
 
 
 @pytest.mark.parametrize("arguments", [["job=null"], ["~recipe"], ["placement=null"]])
-@pytest.mark.xfail(
-    strict=True, reason="Hydra's ValueError and OmegaConf's errors count as bugs of ours: exit code 1"
-)
 def test_a_group_without_a_choice_is_2_too(tmp_path: Path, arguments: list[str]) -> None:
     error(run(tmp_path, "job=plan", *arguments), 2)
 
@@ -194,7 +191,6 @@ def test_an_unknown_recipe_is_3_with_the_nearest_name_and_where_was_looked(tmp_p
     assert models(tmp_path) == []
 
 
-@pytest.mark.xfail(strict=True, reason="Path.is_file raises ENAMETOOLONG: exit code 1")
 def test_an_unknown_recipe_with_a_long_name_is_3_too(tmp_path: Path) -> None:
     error(run(tmp_path, f"recipe={'x' * 300}"), 3)
 
@@ -229,15 +225,11 @@ def test_the_guards_refusals_are_3_and_recorded(tmp_path: Path) -> None:
     ("field", "words"),
     [("description", '"\\ud800"'), ("models", '{a: "\\ud800", b: demo:anime}')],
 )
-@pytest.mark.xfail(
-    strict=True, reason="the guard lets half characters through; encoding them fails: exit code 1"
-)
 def test_half_a_character_in_a_recipe_is_3(tmp_path: Path, field: str, words: str) -> None:
     (tmp_path / "mine.yaml").write_text(f"defaults: [weighted_sum]\n{field}: {words}\n")
     error(run(tmp_path, "recipe=mine", "job=plan", RUNNER_RECIPES=str(tmp_path)), 3)
 
 
-@pytest.mark.xfail(strict=True, reason="parse_size makes an infinite float an integer: exit code 1")
 def test_a_size_without_end_in_a_recipe_is_3(tmp_path: Path) -> None:
     error(run(tmp_path, "job=plan", f"recipe.output.max_shard_size={'9' * 400}GB"), 3)
 
@@ -310,9 +302,6 @@ def test_a_disk_that_is_too_small_is_7_before_any_work(big: Path, tmp_path: Path
     assert "execute" not in record(tmp_path)["run"]["seconds"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Hydra's OSError while it makes the run's folder counts as a bug: exit code 1"
-)
 def test_a_full_disk_for_the_record_is_7(small_disk: Path) -> None:
     (small_disk / "fill").write_bytes(bytes(1 << 20))
     error(run(small_disk, "job=plan"), 7)
@@ -332,9 +321,6 @@ def test_streams_that_are_full_or_gone_do_not_spoil_a_merge(folder: Path, comman
     assert models(folder / "out") == ["weighted_sum.safetensors"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the bar is drawn while the merge runs, and what it raises ends the merge"
-)
 def test_a_bar_that_cannot_be_drawn_does_not_spoil_a_merge(folder: Path) -> None:
     (folder / "out").mkdir()
     assert shell(folder, f"RUNNER {' '.join(OWN)} output_dir=out progress=on 2> /dev/full") == 0
@@ -342,9 +328,6 @@ def test_a_bar_that_cannot_be_drawn_does_not_spoil_a_merge(folder: Path) -> None
 
 
 @pytest.mark.parametrize("streams", [">&-", "2>&-"])
-@pytest.mark.xfail(
-    strict=True, reason="sys.stdout or sys.stderr is None then: main() flushes it, progress() asks isatty"
-)
 def test_streams_that_are_closed_do_not_spoil_a_merge(folder: Path, streams: str) -> None:
     (folder / "out").mkdir()
     assert shell(folder, f"RUNNER {' '.join(OWN)} output_dir=out {streams}") == 0
@@ -391,9 +374,6 @@ def test_a_signal_ends_a_merge_at_once_in_one_line_without_leftovers(
     assert record(tmp_path)["run"]["error"]["stage"] == "execute"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="stage() knows codes of RunnerErrors only: null, and the signal as message"
-)
 def test_an_interruption_is_recorded_with_its_code(big: Path, tmp_path: Path) -> None:
     interrupted(big, tmp_path, signal.SIGTERM)
     assert record(tmp_path)["run"]["error"]["exit_code"] == 143
@@ -407,7 +387,6 @@ def test_what_a_killed_merge_leaves_is_removed_by_the_next(big: Path, tmp_path: 
     assert models(tmp_path / "out") == ["weighted_sum.safetensors"]
 
 
-@pytest.mark.xfail(strict=True, reason="an error between two stages is in run.json as null")
 def test_every_failure_is_in_its_record(folder: Path) -> None:
     (folder / "out").mkdir()
     (folder / "out" / "weighted_sum.safetensors").symlink_to("elsewhere")
@@ -510,7 +489,6 @@ def test_a_broken_recipe_fails_its_own_job_only(folder: Path) -> None:
     assert len(list(folder.glob("runs/sweeps/*/1_*/weighted_sum.safetensors"))) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="mkdir in _job raises FileNotFoundError: exit code 1, a bug of ours")
 def test_an_output_folder_that_is_missing_is_7_in_a_sweep_too(folder: Path) -> None:
     assert run(folder, "-m", *OWN, "recipe.alpha=0.1,0.2", "output_dir=nowhere").returncode == 7
 

@@ -234,7 +234,6 @@ def test_the_console_script_imports_nothing_at_all_from_there(folder: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["__future__", "pathlib", "fnmatch"])
-@pytest.mark.xfail(strict=True, reason="runner/__main__.py imports it before it drops the working folder")
 def test_not_even_the_first_import_comes_from_there(folder: Path, name: str) -> None:
     plant(folder, name)
     done = run(folder, sys.executable, "-m", "runner", "job=plan")
