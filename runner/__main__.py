@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-if sys.path and sys.path[0] in ("", str(Path.cwd())):
-    del sys.path[0]  # python -m puts the working folder first: modules of a stranger could stand there
-
 import logging
 import os
 import re
 import secrets
 import signal
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -29,10 +25,11 @@ from hydra.errors import (
 )
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from runner.compose import DATA_ROOT, recipe_folders, recipe_names, recipe_of, register
 from runner.config import settings_of
-from runner.errors import OutputError, RecipeError, RunnerError, UsageError, nearest, quote
+from runner.errors import Interrupted, OutputError, RecipeError, RunnerError, UsageError, nearest, quote
 from runner.record import RunRecord
 from runner.sweep import write_status
 from runner.write import write_file
@@ -41,23 +38,13 @@ log = logging.getLogger("runner")
 _DEBUG = "HYDRA_FULL_ERROR"  # set by the user: tracebacks are shown
 
 
-class Interrupted(BaseException):
-    """A signal asked the process to stop."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
 def main() -> NoReturn:
     """Runs the command line and leaves with its exit code."""
     code = run(sys.argv[1:])
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with suppress(OSError, ValueError, AttributeError):  # closed: that does not spoil what is done
             stream.flush()
-        except (OSError, ValueError):  # a closed pipe does not spoil what is done
-            continue
     os._exit(code)  # the interpreter would take half a second to free torch
 
 
@@ -92,7 +79,7 @@ def _hydra_main(config: DictConfig) -> None:
     overrides = list(map(str, OmegaConf.to_container(context.overrides.task, resolve=False) or ()))
     swept = context.mode == RunMode.MULTIRUN
     try:
-        summary = _job(config, context.runtime.choices["recipe"], overrides, folder, swept)
+        summary = _job(config, context.runtime.choices.get("recipe"), overrides, folder, swept)
         code, message = 0, ""
     except (Exception, KeyboardInterrupt, Interrupted) as error:
         log.debug("failed", exc_info=error)
@@ -105,18 +92,27 @@ def _hydra_main(config: DictConfig) -> None:
 
 
 def _job(
-    config: DictConfig, choice: str, overrides: Sequence[str], folder: Path, swept: bool
+    config: DictConfig, choice: str | None, overrides: Sequence[str], folder: Path, swept: bool
 ) -> dict[str, Any]:
     settings = settings_of(config)
-    if swept and settings.output_dir is not None:  # the models of a sweep must not replace each other
-        own = settings.output_dir / folder.name
-        own.mkdir(exist_ok=True)
-        settings = replace(settings, output_dir=own)
+    if choice is None:
+        raise UsageError("recipe=NAME is missing", hint="python -m runner --help lists the recipes")
     recipe = recipe_of(config, choice, overrides)
 
     from runner.run import run as run_recipe
 
-    return run_recipe(recipe, settings, folder).summary()
+    if not swept or settings.output_dir is None:
+        return run_recipe(recipe, settings, folder).summary()
+    # The models of a sweep must not replace each other.
+    own = settings.output_dir / folder.name
+    try:
+        own.mkdir(exist_ok=True)
+        return run_recipe(recipe, replace(settings, output_dir=own), folder).summary()
+    except OSError as error:
+        raise OutputError(f"output folder {quote(settings.output_dir)}: {error.strerror}") from error
+    finally:
+        with suppress(OSError):
+            own.rmdir()  # succeeds only if nothing was written there
 
 
 def _record_failure(folder: Path, overrides: Sequence[str], code: int, message: str) -> None:
@@ -135,7 +131,7 @@ def tell(error: BaseException, logged: Path | None = None) -> int:
         error = Interrupted(signal.SIGINT)
     if isinstance(error, Interrupted):
         _print("runner: interrupted. No output was written.")
-        return 128 + error.number
+        return error.exit_code
     if not isinstance(error, RunnerError):
         error = _translated(error)
     for line in error.lines():
@@ -165,6 +161,8 @@ def _translated(error: BaseException) -> RunnerError:
         return UsageError(f"{group}={name}: there is no such {group}{suggestion}")
     if isinstance(error, RecursionError):
         return RecipeError("a recipe's defaults lead back to itself")
+    if isinstance(error, OSError):  # Hydra could not make the folder of the run
+        return OutputError(f"{quote(error.filename or 'the folder of the run')}: {error.strerror or error}")
     if isinstance(error, OverrideParseException):
         return UsageError(f"{quote(error.override)}: {error.message.splitlines()[0]}", hint="KEY=VALUE")
     if isinstance(error, ConfigCompositionException):
@@ -173,6 +171,13 @@ def _translated(error: BaseException) -> RunnerError:
             known = [path.stem for path in (DATA_ROOT / "conf").glob("*/")] + _setting_names()
             suggestion = nearest(found[1], known) or " (python -m runner --help lists them)"
             return UsageError(f"{quote(found[1])}: unknown setting{suggestion}")
+        if isinstance(error.__cause__, OmegaConfBaseException):
+            key = str(error.__cause__.full_key or "recipe")
+            return RecipeError(f"{key}: what is laid over each other does not fit: {error.__cause__.msg}")
+    if isinstance(error, OmegaConfBaseException):
+        return UsageError(str(error).partition("\n")[0], hint="is a group (recipe, job, placement) missing?")
+    if isinstance(error, ValueError) and "Config group override" in str(error):
+        return UsageError("recipe, job and placement each need a name", hint="recipe=NAME")
     if isinstance(error, HydraException):
         return UsageError(str(error).partition("\n")[0])
     return RunnerError(f"{type(error).__name__}: {error}", hint="this is a bug in runner")

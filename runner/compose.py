@@ -61,6 +61,14 @@ def recipe_path(folder: Path, name: str) -> Path:
     return path if path.suffix in (".yaml", ".yml") else path.with_name(f"{path.name}.yaml")
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a file; a name that is too long names none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def recipe_names() -> list[str]:
     """Every recipe that can be given by name."""
     found = {
@@ -111,7 +119,7 @@ class RecipeSource(ConfigSource):
 
     def is_config(self, config_path: str) -> bool:
         """Whether a path is a recipe."""
-        return config_path.startswith("recipe/") and self._file(config_path).is_file()
+        return config_path.startswith("recipe/") and is_file(self._file(config_path))
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         """Names of the recipes and folders below a path."""
@@ -193,7 +201,7 @@ def _layers(
     """The files of a recipe with the key path each is laid at, later ones over earlier ones."""
     if name in above:
         raise RecipeError(f"recipe {quote(name)}: its defaults lead back to itself")
-    paths = [path for folder in recipe_folders() if (path := recipe_path(folder, name)).is_file()]
+    paths = [path for folder in recipe_folders() if is_file(path := recipe_path(folder, name))]
     if not paths:
         return []  # Hydra has said so already
     file = read_recipe(paths[0], name)
@@ -244,6 +252,8 @@ class _References:
         inner = reference.lstrip(".")
         dots = len(reference) - len(inner)
         parts: list[str | int] = list(inner.split("."))
+        if dots > len(path):
+            return self._refuse(path, f"${{{reference}}}: more dots than there are levels")
         if dots:
             parts = [*path[: len(path) - dots], *parts]
         elif parts[0] != "recipe":

@@ -57,7 +57,7 @@ def settings_of(config: DictConfig) -> Settings:
         tree: Any = OmegaConf.to_container(own, resolve=True)
     except OmegaConfBaseException as error:
         raise UsageError(f"settings: {quote(error)}") from error
-    job, placement = _Node(tree.pop("job", {}), "job."), _Node(tree.pop("placement", {}), "placement.")
+    job, placement = (_Node(tree.pop(name, None) or {}, f"{name}.") for name in ("job", "placement"))
     node = _Node(tree, "")
     settings = Settings(
         job=Job(job.word("name", ("merge", "plan")), job.word("keys", ("summary", "all"))),
@@ -102,15 +102,15 @@ class _Node:
         self.asked.append(name)
         return self.tree.pop(name, None)
 
-    def refuse(self, name: str, expected: str, found: object) -> UsageError:
-        return UsageError(f"{self.prefix}{name}: expected {expected}; found {quote(found)}")
+    def refuse(self, name: str, expected: str, found: object, suggestion: str = "") -> UsageError:
+        return UsageError(f"{self.prefix}{name}: expected {expected}; found {quote(found)}{suggestion}")
 
     def word(self, name: str, words: tuple[str, ...]) -> str:
         value = self.take(name)
         # YAML reads on and off as booleans.
         value = {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
         if value not in words:
-            raise self.refuse(name, f"{' or '.join(words)}{nearest(str(value), words)}", value)
+            raise self.refuse(name, " or ".join(words), value, nearest(str(value), words))
         return str(value)
 
     def flag(self, name: str) -> bool:
@@ -143,7 +143,9 @@ class _Node:
         return size
 
     def sizes(self, name: str) -> dict[str | int, int]:
-        value = self.take(name) or {}
+        value = self.take(name)
+        if value is None:
+            return {}
         if not isinstance(value, Mapping):
             raise self.refuse(name, "sizes by device: {0: 6GB, cpu: 512MB}", value)
         found: dict[str | int, int] = {}

@@ -101,7 +101,7 @@ def _inputs(plan: Plan) -> list[str]:
                 ", ".join(roles_of(plan.resolved.merge, number)),
                 escape(checkpoint.label),
                 FORMATS[checkpoint.format].title,
-                model.architecture.title if model.architecture else "unknown",
+                model.title,
                 str(len(checkpoint.tensors)),
                 size(checkpoint.nbytes),
                 _dtypes(model),

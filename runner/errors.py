@@ -11,6 +11,8 @@ RunnerError                 1   a bug here, or something nobody foresaw
 ├── BusyError               9   another run holds this output
 ├── MismatchError          10   verification failed
 └── CannotReplayError      11   an input or method version is not available
+
+Interrupted           128 + n   a signal; no error, so that nothing catches it by mistake
 """
 
 from __future__ import annotations
@@ -109,6 +111,14 @@ class CannotReplayError(RunnerError):
     default_tag = "REPLAY"
 
 
+class Interrupted(BaseException):
+    """A signal asked the process to stop; exit code 128 and its number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__("interrupted")
+        self.exit_code = 128 + number
+
+
 @dataclass(frozen=True, slots=True)
 class Location:
     """Where a value of a recipe was written: a file and line, or the command line."""
@@ -158,8 +168,9 @@ class Problems:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """', did you mean "alpha"?' if a known word is close to this one, else ''."""
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f', did you mean "{match[0]}"?' if match else ""
+    spelled = {one.lower(): one for one in known}
+    match = difflib.get_close_matches(word.lower(), list(spelled), n=1, cutoff=0.6)
+    return f', did you mean "{spelled[match[0]]}"?' if match else ""
 
 
 def counted(count: int, noun: str) -> str:

@@ -22,17 +22,19 @@ from runner.files import read_small
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 MAX_NODES = 10_000
+MAX_DIGITS = 21  # of an integer: 2^64 with its sign
 
-_HEADER = re.compile(
-    r"^\s*#\s*@", re.MULTILINE
-)  # "# @package" moves a file to any place of the configuration
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]")
+_HEADER = re.compile(r"^[ \t]*#[ \t]*@", re.MULTILINE)  # "# @package" would lay a file anywhere
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ud800-\udfff]")
+_ESCAPED_CONTROL = re.compile(rf"\r|{_CONTROL.pattern}")  # in a text a line ends in \n alone
 _NUMBER = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?", re.ASCII)
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)", re.ASCII)
 _RESERVED = re.compile(r"_.+_")
 _NAME = r"[A-Za-z0-9_][\w-]*(?:/[A-Za-z0-9_][\w-]*)*"
 _DEFAULT = re.compile(rf"(?P<name>{_NAME})(?:@(?P<package>models(?:\.[A-Za-z_]\w*)+))?", re.ASCII)
-REFERENCE = re.compile(r"\$\{(?P<path>\.*[A-Za-z_][\w.]*)\}", re.ASCII)
+REFERENCE = re.compile(r"\$\{(?P<path>\.*[A-Za-z_]\w*(?:\.\w+)*)\}", re.ASCII)
+
+_MAPPINGS = {"models": "models by role: {a: ..., b: ...}", "output": "{name: ..., dtype: ...}"}
 
 _YAML = "tag:yaml.org,2002:"
 
@@ -110,8 +112,8 @@ class _Reader:
         except UnicodeDecodeError as error:
             self.problem(None, (), f"not UTF-8 at byte {error.start}")
             return {}
-        for match in _HEADER.finditer(text):
-            line = text.count("\n", 0, match.end()) + 1
+        if match := _HEADER.search(text):
+            line = text.count("\n", 0, match.start()) + 1
             self.problems.append(f"{self.label}:{line}: a comment to Hydra (# @...); a recipe has none")
         if control := _CONTROL.search(text):
             line = text.count("\n", 0, control.start()) + 1
@@ -164,6 +166,9 @@ class _Reader:
                 self.problem(key_node.start_mark, (key,), "hydra's own settings do not belong in a recipe")
             elif key == "defaults":
                 self._read_defaults(value_node)
+            elif key in _MAPPINGS and not isinstance(value_node, yaml.MappingNode):
+                # Hydra could not lay it over that of a parent.
+                self.problem(key_node.start_mark, (key,), f"expected {_MAPPINGS[key]}")
             else:
                 self._locate((key,), key_node)
                 tree[key] = self._value(value_node, (key,))
@@ -189,9 +194,6 @@ class _Reader:
                 seen.add(text)
                 yield text, key_node, value_node
 
-    def _is_text(self, node: yaml.ScalarNode) -> bool:
-        return isinstance(self._scalar(node, ()), str)
-
     def _locate(self, path: KeyPath, node: yaml.Node) -> None:
         mark = node.start_mark
         self.locations[path] = Location(self.label, mark.line + 1, mark.column + 1)
@@ -216,13 +218,14 @@ class _Reader:
         """A text, number, boolean or None, judged by how it is written; nothing is guessed."""
         text: str = node.value
         if node.style is not None and node.tag == f"{_YAML}str":
-            if _CONTROL.search(text):
+            if _ESCAPED_CONTROL.search(text):
                 self.problem(node.start_mark, path, f"a control character: {quote(text)}")
             elif forbidden_reference(text):
                 self.problem(node.start_mark, path, f"${{ is only for plain references; found {quote(text)}")
             return text
         if _NUMBER.fullmatch(text):
-            number = int(text) if _INTEGER.fullmatch(text) and len(text) < 400 else float(text)
+            # Longer integers than a seed's are numbers all the same, but floats.
+            number = int(text) if _INTEGER.fullmatch(text) and len(text) <= MAX_DIGITS else float(text)
             if not math.isfinite(number):
                 self.problem(node.start_mark, path, f"{quote(text)} is not finite")
             return number
@@ -246,6 +249,8 @@ class _Reader:
         for at, item in enumerate(node.value):
             path = ("defaults", at)
             if isinstance(item, yaml.ScalarNode) and item.value == "_self_":
+                if ("_self_", "") in self.defaults:
+                    self.problem(item.start_mark, path, "_self_ a second time")
                 self.defaults.append(("_self_", ""))
                 continue
             match = _DEFAULT.fullmatch(item.value) if isinstance(item, yaml.ScalarNode) else None

@@ -78,6 +78,7 @@ class _Planner:
         self.dropped: dict[str, list[str]] = {}
         self.deviations: dict[str, list[str]] = {}
         self.unfit: dict[str, list[str]] = {}
+        self.example: dict[str, str] = {}
         self._keys: dict[int, dict[str, None]] = {}
         self._unlike: dict[int, frozenset[str]] = {}
         self.nonfinite = frozenset(_nonfinite(resolved.merge))
@@ -218,10 +219,11 @@ class _Planner:
             return "missing", merge.policies.missing, f"{name}: keys of {primary} are missing"
         theirs = self._spec(operand)
         if theirs.shape != spec.shape:
-            shapes = f"{list(theirs.shape)} here, {list(spec.shape)} in {primary}{_variant(spec, theirs)}"
-            return "another shape", merge.policies.shapes, f"{name}: another shape, {shapes}"
+            what = f"{name}: other shapes than in {primary}"
+            self.example.setdefault(what, f"; the first is {list(theirs.shape)}, there {list(spec.shape)}")
+            return "another shape", merge.policies.shapes, what
         if theirs.is_float != spec.is_float:
-            what = f"{name}: {theirs.dtype} here, {spec.dtype} in {primary}"
+            what = f"{name}: floats against integers in {primary}"
             return "another kind of dtype", merge.policies.shapes, what
         return None
 
@@ -266,10 +268,14 @@ class _Planner:
         """Raises: IncompatibleError that lists everything that does not fit."""
         if not self.unfit:
             return
-        lines = [f"{what} ({_listed(keys, self.resolved)})" for what, keys in self.unfit.items()]
+        lines = [
+            f"{what} ({_listed(keys, self.resolved)}{self.example.get(what, '')})"
+            for what, keys in self.unfit.items()
+        ]
+        if len({model.title for model in self.resolved.models}) > 1:
+            kinds = (f"{escape(model.checkpoint.label)} is {model.title}" for model in self.resolved.models)
+            lines.insert(0, f"models of different kinds: {', '.join(kinds)}")
         hint = "force: true keeps the first model's tensors there and lists them"
-        if any("inpainting" in line for line in lines):
-            hint = "an inpainting model cannot be merged with a plain one; " + hint
         raise IncompatibleError("\n".join(lines), tag="KEYS", hint=hint)
 
     def warnings(self, jobs: tuple[Job, ...]) -> Iterable[str]:
@@ -280,7 +286,7 @@ class _Planner:
         if compat := self.resolved.merge.method.compat:
             yield f"compat {compat}: {self.resolved.merge.method.differs}"
         sources = {job.loads[0].model for job in jobs if job.fate != BUFFER}
-        if not any(job.steps for job in jobs) and len(sources) == 1:
+        if not any(job.steps for job in jobs) and len(sources) == 1 < len(self.resolved.models):
             label = self.resolved.models[sources.pop()].checkpoint.label
             yield f"the result is {quote(label)} itself: with these parameters nothing is merged"
 
@@ -316,16 +322,6 @@ def _flatten(value: _Value) -> tuple[tuple[Load, ...], tuple[Step, ...]]:
         assert node.method is not None  # it is no load
         steps.append(Step(node.method, tuple(map(slot, node.operands)), node.parameters, node.draw))
     return tuple(loads), tuple(steps)
-
-
-def _variant(spec: TensorSpec, theirs: TensorSpec) -> str:
-    """What a first convolution with other input channels means."""
-    kinds = {4: "plain", 8: "instruct-pix2pix", 9: "inpainting"}
-    if len(spec.shape) == 4 and spec.shape[0] == theirs.shape[0] and len(theirs.shape) == 4:
-        ours, other = kinds.get(spec.shape[1]), kinds.get(theirs.shape[1])
-        if ours and other and spec.shape[2:] == theirs.shape[2:]:
-            return f" ({other} model against {ours} one)"
-    return ""
 
 
 def _listed(keys: list[str], resolved: Resolved) -> str:

@@ -31,7 +31,7 @@ def progress(total: int, what: str, mode: str) -> Iterator[Callable[[int], None]
     """
     if mode == "off":
         yield lambda count: None
-    elif mode == "on" or sys.stderr.isatty():
+    elif mode == "on" or (sys.stderr is not None and sys.stderr.isatty()):
         with _bar(total, what) as advance:
             yield advance
     else:
@@ -57,9 +57,20 @@ def _bar(total: int, what: str) -> Iterator[Callable[[int], None]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda count: bar.advance(task, count)
+    bar = Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
+    task = bar.add_task(what, total=total)
+
+    def advance(count: int) -> None:
+        with suppress(OSError, ValueError):  # a terminal that is gone
+            bar.update(task, advance=count, refresh=True)
+
+    with suppress(OSError, ValueError):
+        bar.start()
+    try:
+        yield advance
+    finally:
+        with suppress(OSError, ValueError):
+            bar.stop()
 
 
 def _lines(total: int, what: str) -> Callable[[int], None]:

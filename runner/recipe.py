@@ -12,6 +12,7 @@ from runner.tensors import OUTPUT_DTYPES
 
 COMPUTE_DTYPES = ("float32", "float64")
 MAX_SEED = 2**64 - 1
+MAX_SIZE = 2**63  # bytes; no file system holds more
 NAME = re.compile(r"[A-Za-z0-9+_-][A-Za-z0-9.+_-]{0,199}", re.ASCII)
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -156,14 +157,14 @@ def parse_recipe(name: str, tree: Mapping[str, Any], locate: Callable[[KeyPath],
 def parse_size(value: object) -> int | None:
     """Bytes of 2000000000, "2GB" (10⁹) or "2GiB" (2³⁰); None if it is no size above 0."""
     if isinstance(value, int) and not isinstance(value, bool):
-        return value if value > 0 else None
+        return value if 0 < value < MAX_SIZE else None
     match = SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
         return None
     number, unit = match.groups()
     base = 1024 if unit and unit.endswith("i") else 1000
     size = float(number) * (base ** ("KMGT".index(unit[0].upper()) + 1) if unit else 1)
-    return int(size) if size >= 1 else None
+    return int(size) if 1 <= size < MAX_SIZE else None
 
 
 class _Parser:

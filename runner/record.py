@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner import __version__
 from runner.digests import folder_digest, model_digest
-from runner.errors import KeyPath, RunnerError
+from runner.errors import KeyPath
 from runner.files import InputFile
 from runner.recipe import Merge, Policies, Recipe, Source
 from runner.resolve import BoundMerge, Resolved
@@ -162,16 +162,19 @@ class RunRecord:
         try:
             yield
         except BaseException as error:
-            code = error.exit_code if isinstance(error, RunnerError) else None
-            self.run["error"] = {
-                "stage": name,
-                "exit_code": code,
-                "message": str(error) or type(error).__name__,
-            }
+            self.failed(error, name)
             raise
         finally:
             self.run["seconds"][name] = seconds = round(time.monotonic() - started, 3)
             log.debug("%s: %.3f s", name, seconds)
+
+    def failed(self, error: BaseException, stage: str | None = None) -> None:
+        """Notes what ended the run, where it was noticed first."""
+        if self.run["error"] is not None:
+            return
+        code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
+        message = "interrupted" if code > 128 else str(error) or type(error).__name__
+        self.run["error"] = {"stage": stage, "exit_code": code, "message": message}
 
     def resolved(self, resolved: Resolved) -> None:
         """Notes the recipe and its methods."""

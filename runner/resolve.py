@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from runner.architectures import Architecture, Place, detect, place
+from runner.architectures import Architecture, Place, detect, place, variant
 from runner.checkpoint import Checkpoint
 from runner.demo import demo_model
 from runner.errors import IncompatibleError, InputError, KeyPath, Location, Problems, nearest, quote
@@ -27,11 +27,20 @@ class Model:
         sources: every place in the recipe that names it.
         checkpoint: its headers.
         architecture: None if it is none we know.
+        variant: what else than the plain model it is: "inpainting".
     """
 
     sources: tuple[Source, ...]
     checkpoint: Checkpoint
     architecture: Architecture | None
+    variant: str | None
+
+    @property
+    def title(self) -> str:
+        """Its architecture, for people."""
+        if self.architecture is None:
+            return "unknown"
+        return f"{self.architecture.title} {self.variant}" if self.variant else self.architecture.title
 
 
 @dataclass(frozen=True)
@@ -157,11 +166,17 @@ def _open_sources(
                 opened[file] = replace(opened[file], sources=(*opened[file].sources, source))
                 continue
             checkpoint = _open(path, source, models_dir)
-            architecture = detect(checkpoint.format, checkpoint.specs)
-            opened[file] = Model((source,), checkpoint, architecture)
+            opened[file] = _recognised(source, checkpoint)
         except InputError as error:
             unreadable[source.name, source.variant] = error
     return tuple(opened.values()), list(unreadable.values())
+
+
+def _recognised(source: Source, checkpoint: Checkpoint) -> Model:
+    specs = checkpoint.specs
+    architecture = detect(checkpoint.format, specs)
+    kind = variant(architecture, checkpoint.format, specs) if architecture else None
+    return Model((source,), checkpoint, architecture, kind)
 
 
 def _open(path: Path, source: Source, models_dir: Path) -> Checkpoint:

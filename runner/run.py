@@ -78,7 +78,8 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
         if settings.job.name == "merge":
             path = merge(plan, placement, settings, output_dir, record)
             text = report(path, plan, record)
-    except BaseException:
+    except BaseException as error:
+        record.failed(error)
         with suppress(OutputError):  # the error on its way says more
             write_file(folder / "run.json", record.text().encode())
         raise

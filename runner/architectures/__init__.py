@@ -41,6 +41,14 @@ def detect(layout: str, specs: Mapping[str, TensorSpec]) -> Architecture | None:
     return next((found for found in ARCHITECTURES.values() if found.recognise[layout](specs)), None)
 
 
+def variant(architecture: Architecture, layout: str, specs: Mapping[str, TensorSpec]) -> str | None:
+    """What else than the plain model it is, by the channels it takes in: "inpainting"; None if plain."""
+    main, first = architecture.main, architecture.first[layout]
+    begins = [f"{main}/"] if layout == "diffusers" else ["model.diffusion_model.", ""]
+    spec = next((spec for begin in begins if (spec := specs.get(begin + first))), None)
+    return architecture.variants.get(spec.shape[1]) if spec and len(spec.shape) > 1 else None
+
+
 def place(architecture: Architecture | None, layout: str, key: str) -> Place:
     """The component and the blocks of a key.
 

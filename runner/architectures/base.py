@@ -36,6 +36,8 @@ class Architecture:
         modelspec: its id in the ModelSpec standard.
         resolution: of the images it was trained on, "512x512".
         main: the component that is divided into blocks: "unet" or "transformer".
+        first: by layout, the weight of the main component that the image enters by.
+        variants: by its input channels, what else a model of this architecture is made for.
         blocks: names of its blocks in order of depth, BASE (all but the main component) first.
         fine: names for parts of blocks or of BASE.
         prefixes: in a single file, what keys of a component begin with → the component.
@@ -49,6 +51,8 @@ class Architecture:
     modelspec: str
     resolution: str
     main: str
+    first: Mapping[str, str]
+    variants: Mapping[int, str]
     blocks: tuple[str, ...]
     fine: tuple[str, ...]
     prefixes: Mapping[str, str]

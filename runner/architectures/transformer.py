@@ -90,6 +90,8 @@ def _sd3(name: str, title: str, modelspec: str, blocks: int) -> Architecture:
         modelspec=modelspec,
         resolution="1024x1024",
         main="transformer",
+        first={"checkpoint": "x_embedder.proj.weight", "diffusers": "pos_embed.proj.weight"},
+        variants={},
         blocks=("CLIPL", "CLIPG", "T5", "IN", *numbered("J", 0, blocks), "OUT", "VAE"),
         fine=(),
         prefixes={
@@ -114,6 +116,8 @@ FLUX = Architecture(
     modelspec="flux-1-dev",
     resolution="1024x1024",
     main="transformer",
+    first={"checkpoint": "img_in.weight", "diffusers": "x_embedder.weight"},
+    variants={384: "inpainting"},  # 64 of the image, 64 of the masked image, 256 of the mask
     blocks=("CLIP", "T5", "IN", *numbered("D", 0, 19), *numbered("S", 0, 38), "OUT"),
     fine=("VAE",),
     prefixes={

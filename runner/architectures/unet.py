@@ -9,7 +9,9 @@ unet_2d_condition.py. Block names: sd-webui-supermerger.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from runner.architectures.base import Architecture, BlockRule, numbered
 from runner.tensors import TensorSpec
@@ -30,6 +32,11 @@ _SDXL_PREFIXES = {
     "conditioner.embedders.0.": "text_encoder",
     "conditioner.embedders.1.": "text_encoder_2",
 }
+
+
+_FIRST = {"checkpoint": "input_blocks.0.0.weight", "diffusers": "conv_in.weight"}
+# Beside the 4 channels of the image: 4 of the masked image and the mask, 4 of an image, 1 of depth.
+_VARIANTS = {9: "inpainting", 8: "pix2pix", 5: "depth"}
 
 
 def _rules(last: int) -> dict[str, tuple[BlockRule, ...]]:
@@ -64,82 +71,94 @@ def _rules(last: int) -> dict[str, tuple[BlockRule, ...]]:
     }
 
 
-def _levels(specs: Specs, layout: str) -> int:
-    """Resolution levels of the UNet, 3 or 4; 0 if this is no image UNet with this many layers."""
-    if layout == "checkpoint":
-        first, deepest = f"{_LDM}input_blocks.0.0.weight", f"{_LDM}input_blocks.{{}}.0.in_layers.0.weight"
-        tests = {4: deepest.format(11), 3: deepest.format(8)}
-        others = [f"{_LDM}input_blocks.1.0.time_stack.in_layers.0.weight"]  # a video model
-    else:
-        first, deepest = "unet/conv_in.weight", "unet/down_blocks.{}.resnets.1.norm1.weight"
-        tests = {4: deepest.format(3), 3: deepest.format(2)}
-        others = [
-            "unet/down_blocks.4.resnets.0.norm1.weight",
-            "unet/down_blocks.0.motion_modules.0.norm.weight",  # AnimateDiff
-            "unet/down_blocks.0.temp_convs.0.conv1.0.weight",  # text to video
-        ]
-    conv = specs.get(first)
-    # Layers of three dimensions belong to video models.
-    if conv is None or len(conv.shape) != 4 or any(key in specs for key in others):
-        return 0
-    return next((levels for levels, key in tests.items() if key in specs), 0)
+@dataclass(frozen=True, slots=True)
+class _Traits:
+    """What tells the UNets of the family apart.
+
+    Attributes:
+        levels: resolutions of the encoder, each of two layers.
+        attentive: levels with attention.
+        projection: dimensions of an attention's proj_in: 4 if it is a convolution, 2 if linear.
+        text_width: width of the text the attention reads; None in UNets narrower than any real one.
+        sized: whether it is told the size of the image.
+    """
+
+    levels: int
+    attentive: tuple[int, ...]
+    projection: int
+    text_width: int | None
+    sized: bool
 
 
-def _added(specs: Specs, layout: str) -> bool:
-    """Whether the UNet is told the size of the image: SDXL and its refiner."""
-    key = f"{_LDM}label_emb.0.0.weight" if layout == "checkpoint" else "unet/add_embedding.linear_1.weight"
-    return key in specs
+_NARROWEST = 320  # channels after the first convolution of the narrowest real model
+
+# Keys of models that have such a UNet inside and are something else.
+_OTHERS = {
+    "checkpoint": (
+        "input_blocks.1.0.time_stack.in_layers.0.weight",  # Stable Video Diffusion
+        "encoder_hid_proj.weight",  # Kolors
+    ),
+    "diffusers": (
+        "down_blocks.0.motion_modules.0.norm.weight",  # AnimateDiff
+        "down_blocks.0.temp_convs.0.conv1.0.weight",  # text to video
+        "encoder_hid_proj.weight",  # Kolors
+    ),
+}
 
 
-def _cross_attention(specs: Specs, layout: str) -> tuple[int, int]:
-    """Dimensions of the first attention's proj_in (4: a convolution), and width of the text; 0 if none."""
-    attentions = (
-        [f"{_LDM}input_blocks.{block}.1." for block in (1, 4)]
-        if layout == "checkpoint"
-        else [f"unet/down_blocks.{level}.attentions.0." for level in (0, 1)]
+def _traits(specs: Specs, layout: str) -> _Traits | None:
+    """What UNet this is; None if it has not the structure of the family."""
+    ldm = layout == "checkpoint"
+    prefix = "unet/" if not ldm else _LDM if f"{_LDM}input_blocks.0.0.weight" in specs else ""
+
+    def layer(half: str, level: int, number: int, part: int) -> str:
+        """Where a resnet (part 0) or an attention (part 1) begins."""
+        if not ldm:
+            return f"{prefix}{half}_blocks.{level}.{('resnets', 'attentions')[part]}.{number}."
+        if half == "down":
+            return f"{prefix}input_blocks.{3 * level + number + 1}.{part}."
+        return f"{prefix}output_blocks.{3 * level + number}.{part}."
+
+    def resnet(half: str, level: int, number: int) -> bool:
+        return layer(half, level, number, 0) + ("in_layers.0.weight" if ldm else "norm1.weight") in specs
+
+    def attention(level: int) -> TensorSpec | None:
+        return specs.get(layer("down", level, 0, 1) + "transformer_blocks.0.attn2.to_k.weight")
+
+    levels = next(level for level in itertools.count() if not resnet("down", level, 1))
+    last = levels - 1
+    first = specs.get(prefix + ("input_blocks.0.0.weight" if ldm else "conv_in.weight"))
+    if (
+        levels == 0
+        or resnet("down", last, 2)
+        or not resnet("up", last, 2)
+        or resnet("up", last, 3)
+        or any(prefix + key in specs for key in _OTHERS[layout])
+        or first is None
+        or len(first.shape) != 4  # video models have a dimension more
+    ):
+        return None
+    texts = {level: spec for level in range(levels) if (spec := attention(level)) and len(spec.shape) == 2}
+    if not texts:
+        return None
+    level, text = next(iter(texts.items()))
+    projection = specs.get(layer("down", level, 0, 1) + "proj_in.weight")
+    return _Traits(
+        levels=levels,
+        attentive=tuple(texts),
+        projection=len(projection.shape) if projection else 0,
+        text_width=text.shape[-1] if first.shape[0] >= _NARROWEST else None,
+        sized=prefix + ("label_emb.0.0.weight" if ldm else "add_embedding.linear_1.weight") in specs,
     )
-    for attention in attentions:
-        proj = specs.get(f"{attention}proj_in.weight")
-        keys = specs.get(f"{attention}transformer_blocks.0.attn2.to_k.weight")
-        if proj is not None and keys is not None:
-            return len(proj.shape), keys.shape[-1]
-    return 0, 0
 
 
-def _both(test: Callable[[Specs, str], bool]) -> dict[str, Callable[[Specs], bool]]:
+def _is(*traits: _Traits) -> dict[str, Callable[[Specs], bool]]:
+    """Whether a UNet has one of the traits, or has them but is a narrow one."""
+    known = {*traits, *(replace(each, text_width=None) for each in traits)}
     return {
-        "checkpoint": lambda specs: test(specs, "checkpoint"),
-        "diffusers": lambda specs: test(specs, "diffusers"),
+        "checkpoint": lambda specs: _traits(specs, "checkpoint") in known,
+        "diffusers": lambda specs: _traits(specs, "diffusers") in known,
     }
-
-
-def _is_sd1(specs: Specs, layout: str) -> bool:
-    dimensions, width = _cross_attention(specs, layout)
-    return (
-        _levels(specs, layout) == 4
-        and not _added(specs, layout)
-        and dimensions == 4
-        and width not in (0, 1024)
-    )
-
-
-def _is_sd2(specs: Specs, layout: str) -> bool:
-    dimensions, width = _cross_attention(specs, layout)
-    # unCLIP variants have the embedding of SDXL, but the text of SD2.
-    return (
-        _levels(specs, layout) == 4
-        and dimensions == 2
-        and (width == 1024 or (width != 1280 and not _added(specs, layout)))
-    )
-
-
-def _is_sdxl(specs: Specs, layout: str) -> bool:
-    return _levels(specs, layout) == 3 and _added(specs, layout)
-
-
-def _is_refiner(specs: Specs, layout: str) -> bool:
-    dimensions, width = _cross_attention(specs, layout)
-    return _levels(specs, layout) == 4 and _added(specs, layout) and dimensions == 2 and width != 1024
 
 
 _FOUR_LEVELS = ("BASE", *numbered("IN", 0, 12), "M00", *numbered("OUT", 0, 12))
@@ -151,12 +170,14 @@ SD1 = Architecture(
     modelspec="stable-diffusion-v1",
     resolution="512x512",
     main="unet",
+    first=_FIRST,
+    variants=_VARIANTS,
     blocks=_FOUR_LEVELS,
     fine=("TIME", "HEAD", "CLIP", "VAE"),
     prefixes=_PREFIXES,
     outside={"text_encoder": "CLIP", "vae": "VAE"},
     rules=_rules(last=11),
-    recognise=_both(_is_sd1),
+    recognise=_is(_Traits(4, (0, 1, 2), projection=4, text_width=768, sized=False)),
 )
 
 SD2 = Architecture(
@@ -165,12 +186,18 @@ SD2 = Architecture(
     modelspec="stable-diffusion-v2-512",
     resolution="512x512",
     main="unet",
+    first=_FIRST,
+    variants=_VARIANTS,
     blocks=_FOUR_LEVELS,
     fine=("TIME", "LABEL", "HEAD", "CLIP", "VAE"),
     prefixes=_PREFIXES,
     outside={"text_encoder": "CLIP", "vae": "VAE"},
     rules=_rules(last=11),
-    recognise=_both(_is_sd2),
+    # unCLIP is told of an image where SDXL is told of sizes; only the names of diffusers tell them apart.
+    recognise=_is(
+        _Traits(4, (0, 1, 2), projection=2, text_width=1024, sized=False),
+        _Traits(4, (0, 1, 2), projection=2, text_width=1024, sized=True),
+    ),
 )
 
 SDXL = Architecture(
@@ -179,12 +206,14 @@ SDXL = Architecture(
     modelspec="stable-diffusion-xl-v1-base",
     resolution="1024x1024",
     main="unet",
+    first=_FIRST,
+    variants=_VARIANTS,
     blocks=_THREE_LEVELS,
     fine=("TIME", "LABEL", "HEAD", "CLIPL", "CLIPG", "VAE"),
     prefixes=_SDXL_PREFIXES,
     outside={"text_encoder": "CLIPL", "text_encoder_2": "CLIPG", "vae": "VAE"},
     rules=_rules(last=8),
-    recognise=_both(_is_sdxl),
+    recognise=_is(_Traits(3, (1, 2), projection=2, text_width=2048, sized=True)),
 )
 
 SDXL_REFINER = Architecture(
@@ -193,11 +222,13 @@ SDXL_REFINER = Architecture(
     modelspec="stable-diffusion-xl-v1-refiner",
     resolution="1024x1024",
     main="unet",
+    first=_FIRST,
+    variants=_VARIANTS,
     blocks=_FOUR_LEVELS,
     fine=("TIME", "LABEL", "HEAD", "CLIPG", "VAE"),
     # Its only text encoder is the second one of SDXL.
     prefixes={**_SDXL_PREFIXES, "conditioner.embedders.0.": "text_encoder_2"},
     outside={"text_encoder_2": "CLIPG", "vae": "VAE"},
     rules=_rules(last=11),
-    recognise=_both(_is_refiner),
+    recognise=_is(_Traits(4, (1, 2), projection=2, text_width=1280, sized=True)),
 )

@@ -399,6 +399,7 @@ def test_the_order_of_blocks_is_that_of_other_tools(name: str, blocks: tuple[str
         ("flux", "D3", ("D03",)),
         ("flux", "D18-S1", ("D18", "S00", "S01")),
         ("flux", "VAE", ("VAE",)),
+        ("sd3", "J3", ("J03",)),
         ("sd3", "J22-VAE", ("J22", "J23", "OUT", "VAE")),
     ],
 )
@@ -479,6 +480,11 @@ def test_flux_schnell_which_takes_no_guidance_is_flux() -> None:
     assert found("checkpoint", without(single_specs("flux"), "guidance_in")) == "flux"
 
 
+def test_a_narrow_sd2_as_made_for_tests_is_sd2() -> None:
+    narrow = {"block_out_channels": [32] * 4, "cross_attention_dim": 32, "attention_head_dim": 4}
+    assert found("diffusers", real("UNet2DConditionModel", "unet", **_SD21 | narrow)) == "sd2"
+
+
 def test_an_image_variation_of_sd2_is_sd2() -> None:
     """It is told the image through a class embedding, where SDXL is told sizes."""
     specs = real(
@@ -528,6 +534,21 @@ STRANGERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Kandinsky 2.2": ("UNet2DConditionModel", "unet", _KANDINSKY),
     "unconditional": ("UNet2DModel", "unet", {}),
     "four levels, one layer each": ("UNet2DConditionModel", "unet", _SD | {"layers_per_block": 1}),
+    "SD1 with the text of SD2": ("UNet2DConditionModel", "unet", _SD | {"cross_attention_dim": 1024}),
+    "SD1 that is told sizes": (
+        *("UNet2DConditionModel", "unet"),
+        {**_SD, **{key: value for key, value in _SDXL.items() if "addition" in key or "class_emb" in key}},
+    ),
+    "SD1 of five levels": (
+        *("UNet2DConditionModel", "unet"),
+        {
+            **_SD,
+            "block_out_channels": [320, 640, 1280, 1280, 1280],
+            "down_block_types": ["CrossAttnDownBlock2D"] * 4 + ["DownBlock2D"],
+            "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 4,
+        },
+    ),
+    "SD1 of three layers a level": ("UNet2DConditionModel", "unet", _SD | {"layers_per_block": 3}),
     "PixArt": ("PixArtTransformer2DModel", "transformer", {"num_layers": 2}),
     "AuraFlow": (
         *("AuraFlowTransformer2DModel", "transformer"),
@@ -576,6 +597,15 @@ def test_a_unet_over_time_is_unknown(name: str) -> None:
     key = "unet/conv_in.weight"
     assert found("diffusers", with_shape(main_specs(name), key, 320, 4, 3, 3, 3)) is None
     assert found("checkpoint", with_shape(single_specs(name), TIME_STACK, 320)) is None
+
+
+def test_kolors_is_no_sdxl_though_it_has_its_unet() -> None:
+    key = "encoder_hid_proj.weight"
+    assert found("diffusers", with_shape(main_specs("sdxl"), f"unet/{key}", 2048, 4096)) is None
+    assert (
+        found("checkpoint", with_shape(single_specs("sdxl"), f"model.diffusion_model.{key}", 2048, 4096))
+        is None
+    )
 
 
 def test_a_unet_of_three_levels_that_is_told_no_sizes_is_unknown() -> None:

@@ -1,0 +1,251 @@
+"""Attacks that work on a plain Hydra program, and do nothing here.
+
+Every payload is run twice, as a process of its own: by a small program without a guard, where it must
+succeed (else it would prove nothing), and by ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+PAYLOADS = Path(__file__).parent / "payloads"
+NAMES = sorted(path.stem for path in PAYLOADS.glob("*.yaml") if path.stem != "callback_piece")
+SECRET = "s3cr3t-of-the-user"
+
+# What many programs do: recipes are a config group, the result is resolved, printed and instantiated.
+VICTIM = """
+import hydra
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+@hydra.main(config_path="conf", config_name="config", version_base="1.3")
+def main(config):
+    print(OmegaConf.to_yaml(config, resolve=True))
+    instantiate(config)
+
+main()
+"""
+
+
+@pytest.fixture(autouse=True)
+def _secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", SECRET)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty working folder; a canary in it is the mark of a success."""
+    path = tmp_path / "work"
+    path.mkdir()
+    return path
+
+
+def run(folder: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def ours(
+    folder: Path, *arguments: str, recipes: Path = PAYLOADS, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Our command, with the payloads among the user's recipes."""
+    command = [sys.executable, "-m", "runner", *arguments, "job=plan"]
+    return run(folder, *command, RUNNER_RECIPES=str(recipes), **environment)
+
+
+def harmed(folder: Path, done: subprocess.CompletedProcess[str]) -> bool:
+    """Whether the canary exists, or the secret is in the output or any file below the folder."""
+    written = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    names = "".join(map(str, folder.rglob("*")))
+    canary = any(path.name == "canary" for path in folder.rglob("*"))
+    return canary or SECRET in done.stdout + done.stderr + names or SECRET.encode() in written
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_payload_succeeds_without_a_guard(folder: Path, name: str) -> None:
+    shutil.copytree(PAYLOADS, folder / "conf" / "recipe")
+    (folder / "conf" / "config.yaml").write_text("defaults:\n- recipe: ???\n- _self_\n")
+    (folder / "victim.py").write_text(VICTIM)
+    done = run(folder, sys.executable, "victim.py", f"recipe={name}")
+    assert harmed(folder, done), done.stderr
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_payload_is_refused_in_words_and_does_nothing(folder: Path, name: str) -> None:
+    done = ours(folder, f"recipe={name}")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert not harmed(folder, done)
+    for line in done.stderr.splitlines():
+        assert line.startswith("runner: error[E-RECIPE]: ")
+        assert f"{name}.yaml:" in line
+    assert len(done.stderr) < 2000
+
+
+@pytest.mark.parametrize("name", ["callback_by_package", "leak_nested"])
+@pytest.mark.parametrize("way", ["parent", "model", "path", "sweep", "shown"])
+def test_a_payload_is_refused_on_every_way_in(tmp_path: Path, folder: Path, name: str, way: str) -> None:
+    recipes = tmp_path / "recipes"
+    shutil.copytree(PAYLOADS, recipes)
+    place = {"parent": name, "model": f"{name}@models.b"}.get(way, "weighted_sum")
+    (recipes / "mine.yaml").write_text(f"defaults: [{place}]\nmethod: weighted_sum\n")
+    arguments = {
+        "path": [f"recipe={PAYLOADS / name}.yaml"],
+        "sweep": ["-m", f"recipe={name}"],
+        "shown": [f"recipe={name}", "--cfg", "job"],
+    }.get(way, ["recipe=mine"])
+    done = ours(folder, *arguments, recipes=recipes)
+    assert not harmed(folder, done)
+    if way != "shown":
+        assert done.returncode == 3
+        assert f"{name}.yaml:" in done.stderr
+
+
+def test_the_piece_of_a_payload_is_data_without_its_place(folder: Path) -> None:
+    done = ours(folder, "recipe=callback_piece")
+    assert done.returncode == 3
+    assert not harmed(folder, done)
+
+
+def test_a_resolver_on_the_command_line_leaves_no_trace(folder: Path) -> None:
+    override = "recipe.description=${oc.env:SECRET}"
+    for arguments in ([override], ["-m", override, "recipe.alpha=0.1"]):
+        done = ours(folder, *arguments)
+        assert done.returncode == 3
+        assert "command line: description: ${ is only for plain references" in done.stderr
+        assert not harmed(folder, done)
+
+
+def test_a_text_that_turns_into_a_resolver_stays_a_text(tmp_path: Path, folder: Path) -> None:
+    recipe = 'defaults: [weighted_sum]\nauthor: "$"\nlicense: "{oc.env:SECRET}"\n'
+    (tmp_path / "mine.yaml").write_text(f"{recipe}description: ${{.author}}${{.license}}\n")
+    done = ours(folder, "recipe=mine", recipes=tmp_path)
+    assert done.returncode == 0
+    assert not harmed(folder, done)
+    (record,) = folder.rglob("run.json")
+    assert json.loads(record.read_text())["run"]["error"] is None
+
+
+def _aliases() -> str:
+    levels = zip("abcdefghi", "bcdefghij", strict=True)
+    return "a: &a [x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in levels)
+
+
+BOMBS = {
+    "aliases": _aliases(),
+    "brackets": "a: " + "[" * 3000,
+    "references": "l0: x\n" + "".join(f"l{n}: '{f'${{recipe.l{n - 1}}}' * 10}'\n" for n in range(1, 10)),
+    "values": "a: [" + "x," * 200_000 + "]",
+    "bytes": "a: " + "x" * (1 << 21),
+    "parents": "defaults: [" + ", ".join(["mine@models.a", "mine@models.b"] * 20) + "]",
+}
+
+
+@pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
+def test_a_bomb_does_not_go_off(tmp_path: Path, folder: Path, text: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    started = time.monotonic()
+    done = ours(folder, "recipe=mine", recipes=tmp_path)
+    assert time.monotonic() - started < 10
+    assert done.returncode == 3
+    assert len(done.stderr) < 8192
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "description: a\x1b[2Jb\n",
+        'description: "\\e]0;x\\a"\n',
+        "'\\x1b': 1\n",
+        '"\\u202e": 1\n',
+        "method: \u202ex\n",
+    ],
+)
+def test_no_control_character_reaches_the_terminal(tmp_path: Path, folder: Path, text: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    done = ours(folder, "recipe=mine", recipes=tmp_path)
+    assert done.returncode == 3
+    assert all(char.isprintable() or char == "\n" for char in done.stderr)
+
+
+# Modules in the working folder
+
+# Python itself imports some modules before any program of its starts; no program can help that.
+LIBRARY = [name for name in sorted(sys.stdlib_module_names) if name in sys.modules or find_spec(name)]
+FOREIGN = ["accelerate", "antlr4", "diffusers", "hydra", "hydra_plugins", "numpy", "omegaconf", "packaging"]
+FOREIGN += ["rich", "safetensors", "torch", "transformers", "typing_extensions", "yaml"]
+
+
+def plant(folder: Path, *names: str) -> None:
+    """Modules that leave a canary when they are imported."""
+    for name in names:
+        (folder / f"{name}.py").write_text(
+            "open('canary', 'a').write(__name__)\nraise ImportError(__name__)\n"
+        )
+
+
+@pytest.fixture(scope="module")
+def early(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The modules that are there before runner drops the working folder: python's own, and pathlib's."""
+    folder = tmp_path_factory.mktemp("early")
+    (folder / "empty.py").write_text("import __future__, pathlib, sys\nprint(*sys.modules)\n")
+    names = run(folder, sys.executable, "-m", "empty").stdout.split()
+    return {name.partition(".")[0] for name in names}
+
+
+def test_a_planted_module_is_imported_by_python_itself(folder: Path) -> None:
+    plant(folder, "yaml")
+    assert "yaml" in run(folder, sys.executable, "-c", "import yaml").stderr
+    assert (folder / "canary").exists()
+
+
+def test_modules_in_the_working_folder_are_not_imported(folder: Path, early: set[str]) -> None:
+    plant(folder, *{*LIBRARY, *FOREIGN} - early)
+    (folder / "hydra_plugins.py").unlink()
+    (folder / "hydra_plugins").mkdir()  # Hydra imports all that is in this package
+    plant(folder / "hydra_plugins", "evil")
+    done = run(folder, sys.executable, "-m", "runner", "recipe=weighted_sum")
+    assert done.returncode == 0, done.stderr
+    assert not harmed(folder, done), (folder / "canary").read_text()
+
+
+def test_the_console_script_imports_nothing_at_all_from_there(folder: Path) -> None:
+    plant(folder, "runner", *LIBRARY, *FOREIGN)
+    script = Path(sysconfig.get_path("scripts")) / "runner"
+    done = run(folder, str(script), "job=plan")
+    assert done.returncode == 0, done.stderr
+    assert not harmed(folder, done)
+
+
+@pytest.mark.parametrize("name", ["__future__", "pathlib", "fnmatch"])
+def test_not_even_the_first_import_comes_from_there(folder: Path, name: str) -> None:
+    plant(folder, name)
+    done = run(folder, sys.executable, "-m", "runner", "job=plan")
+    assert not harmed(folder, done)
+
+
+def test_conf_and_recipes_in_the_working_folder_are_not_read(folder: Path) -> None:
+    (folder / "conf" / "job").mkdir(parents=True)
+    (folder / "recipes").mkdir()
+    (folder / "conf" / "config.yaml").write_text("hydra: {run: {dir: canary}}\n")
+    (folder / "conf" / "job" / "plan.yaml").write_text("# @package hydra.run\ndir: canary\n")
+    (folder / "recipes" / "anime_mix.yaml").write_text("method: 3\n")
+    done = run(folder, sys.executable, "-m", "runner", "job=plan")
+    assert done.returncode == 0, done.stderr
+    assert not harmed(folder, done)
