@@ -106,7 +106,8 @@ def working_bytes(plan: Plan, job: Job, elements: int | None = None) -> int:
 
 def tile_bytes(plan: Plan, tile_elements: int) -> int:
     """The most bytes a tile of any element-wise job holds."""
-    return max(1, *(working_bytes(plan, job, tile_elements) for job in plan.jobs if job.elementwise))
+    sizes = (working_bytes(plan, job, tile_elements) for job in plan.jobs if job.elementwise)
+    return max(sizes, default=0) or 1
 
 
 def _processors() -> int:

@@ -279,7 +279,7 @@ class _Planner:
         if compat := self.resolved.merge.method.compat:
             yield f"compat {compat}: {self.resolved.merge.method.differs}"
         sources = {job.loads[0].model for job in jobs if job.fate != BUFFER}
-        if not any(job.steps for job in jobs) and len(sources) == 1:
+        if not any(job.steps for job in jobs) and len(sources) == 1 < len(self.resolved.models):
             label = self.resolved.models[sources.pop()].checkpoint.label
             yield f"the result is {quote(label)} itself: with these parameters nothing is merged"
 
