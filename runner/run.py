@@ -99,7 +99,7 @@ def merge(plan: Plan, placement: Placement, settings: Settings, output_dir: Path
     target = check_place(plan.layout, output_dir, _identities(plan.resolved))
     memory = settings.cache_dir / "digests.json" if settings.digests == "remember" else None
     with (
-        Staging(plan.layout, target) as staging,
+        Staging(plan.layout, target, checked=settings.verify) as staging,
         InputDigests(plan.resolved.files, memory, placement.threads) as digests,
         progress(plan.layout.nbytes, target.name, settings.progress) as advance,
     ):

@@ -9,6 +9,8 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from runner.checkpoint import Layout, OutputFile
 from runner.errors import BusyError, MismatchError, OutputError, UsageError
@@ -130,7 +132,7 @@ def test_a_lost_write_is_found_when_reading_back(layout: Layout, tmp_path: Path)
         Staging(layout, tmp_path / layout.name) as staging,
     ):
         file = layout.files[0]
-        lost = Written(0, data_offset(file), len(DATA), checksum(memoryview(DATA)))
+        lost = Written(0, data_offset(file), len(DATA), checksum(memoryview(bytearray(DATA))))
         staging.verify([lost], threads=1)
     assert entries(tmp_path) == []
 
@@ -230,3 +232,18 @@ def test_a_small_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         write_file(path, b"two")
     assert path.read_bytes() == b"one"
     assert entries(tmp_path) == ["run.json"]
+
+
+@given(data=st.binary(min_size=1, max_size=200), at=st.integers(0, 199), bit=st.integers(0, 7))
+def test_a_checksum_changes_with_any_bit(data: bytes, at: int, bit: int) -> None:
+    changed = bytearray(data)
+    changed[at % len(data)] ^= 1 << bit
+    assert checksum(memoryview(changed)) != checksum(memoryview(bytearray(data)))
+
+
+def test_a_checksum_changes_with_words_that_change_places() -> None:
+    words = [number.to_bytes(8, "little") for number in range(1, 9)]
+    swapped = [words[1], words[0], *words[2:]]
+    assert checksum(memoryview(bytearray(b"".join(words)))) != checksum(
+        memoryview(bytearray(b"".join(swapped)))
+    )
