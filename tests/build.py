@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from runner.digests import InputDigests
 from runner.errors import KeyPath, Location
 from runner.execute import Outcome, execute
 from runner.place import Devices, place
 from runner.plan import Plan
 from runner.planner import make_plan
 from runner.recipe import parse_recipe
-from runner.record import header_metadata
+from runner.record import header_metadata, merge_identities
 from runner.resolve import Resolved, resolve
 from runner.write import Staging, check_place
 
@@ -83,8 +84,10 @@ def merge(
     plan = planned(tree, models_dir, cache)
     placement = place(plan, Devices(("cpu",)), host_budget, threads, tile_elements)
     target = check_place(plan.layout, out, set())
+    with InputDigests(plan.resolved.files, None, threads) as digests:
+        identities = merge_identities(plan.resolved, digests.wait())
     with Staging(plan.layout, target) as staging:
-        outcome = execute(plan, placement, staging, lambda count: None)
+        outcome = execute(plan, placement, staging, lambda count: None, identities)
         staging.sync()
         staging.verify(outcome.written, threads)
         staging.publish()

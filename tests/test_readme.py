@@ -106,8 +106,11 @@ def test_its_tables_of_methods_are_complete() -> None:
     ours = {name for name, tool in METHODS if tool is None}
     found = [row for row in rows("Methods") if row[0] in ours]
     assert {row[0]: row[1].split(", ") for row in found} == {
-        name: list(METHODS[name, None].roles) for name in ours
+        name: [*METHODS[name, None].roles, *([] if METHODS[name, None].variadic is None else ["any"])]
+        for name in ours
     }
+    for row in found:
+        assert set(METHODS[row[0], None].parameters) <= set(re.findall(r"\w+", row[3])), row[0]
     for tool in {tool for _, tool in METHODS if tool}:
         (row,) = (row for row in rows("Methods") if row[0] == tool)
         assert set(re.findall(r"\w+", row[1])) == {name for name, of in METHODS if of == tool}

@@ -66,7 +66,8 @@ def test_a_recipe_gives_a_pipeline_with_the_keys_of_its_first_model(
     path: Path, merged: Path, cache: Path
 ) -> None:
     folder = result(merged, path.stem)
-    primary = demo_model("sdxl_photo" if "sdxl" in path.stem else "photo", cache)
+    first = next(iter(record(merged, path.stem)["deterministic"]["inputs"]))["source"]
+    primary = demo_model(first.removeprefix("demo:"), cache)
     names = {file.relative_to(primary) for file in primary.rglob("*") if file.is_file()}
     assert {file.relative_to(folder) for file in folder.rglob("*") if file.is_file()} == names
     for file in primary.rglob("*.safetensors"):
