@@ -1,0 +1,113 @@
+"""Imports point one way, and only the rooms that compute know torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import runner
+
+ROOT = Path(runner.__file__).parent
+# Each room may import from those before it, and from its own.
+LAYERS = (
+    {"tensors", "errors"},
+    {"files"},
+    {"checkpoint", "methods", "guard"},
+    {"formats", "architectures", "digests", "demo_configs", "demo_shapes"},
+    {"demo", "recipe", "write"},
+    {"weighting"},
+    {"resolve"},
+    {"plan"},
+    {"planner"},
+    {"place"},
+    {"compute"},
+    {"execute"},
+    {"record"},
+    {"describe"},
+    {"progress"},
+    {"compose", "config"},
+    {"run", "sweep"},
+    {"__main__"},
+)
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else module
+
+
+def modules() -> dict[str, Path]:
+    return {
+        ".".join(("runner", *path.relative_to(ROOT).with_suffix("").parts)): path
+        for path in ROOT.rglob("*.py")
+    }
+
+
+def imported(path: Path, top_level: bool = False) -> set[str]:
+    """Names of the modules a file imports; at its top level, outside TYPE_CHECKING, or anywhere."""
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level else ast.walk(tree)
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def test_every_room_has_its_place_in_the_order() -> None:
+    rooms = {room(name) for name in modules()} - {"__init__"}
+    assert rooms == set().union(*LAYERS)
+
+
+def test_imports_point_one_way() -> None:
+    rank = {name: number for number, layer in enumerate(LAYERS) for name in layer}
+    for name, path in modules().items():
+        ours = room(name)
+        if ours == "__init__":
+            continue
+        for other in imported(path):
+            if not other.startswith("runner."):
+                continue
+            theirs = room(other)
+            assert theirs == ours or rank[theirs] <= rank[ours], f"{name} imports {other}"
+            if rank[theirs] == rank[ours] and theirs != ours:
+                assert (theirs, ours) in {("tensors", "errors"), ("checkpoint", "guard")}, (
+                    f"{name} imports {other}"
+                )
+
+
+def test_methods_formats_and_architectures_do_not_know_each_other() -> None:
+    kinds = {"methods", "formats", "architectures"}
+    for name, path in modules().items():
+        if room(name) in kinds:
+            others = {room(other) for other in imported(path) if other.startswith("runner.")}
+            assert not others & (kinds - {room(name)}), name
+
+
+def test_a_recipe_knows_only_errors_and_tensors() -> None:
+    assert {n for n in imported(ROOT / "recipe.py") if n.startswith("runner")} == {
+        "runner.errors",
+        "runner.tensors",
+    }
+
+
+def test_only_the_door_knows_hydra() -> None:
+    for name, path in modules().items():
+        knows = any(other.split(".")[0] in ("hydra", "omegaconf") for other in imported(path))
+        assert not knows or room(name) in {"compose", "config", "sweep", "__main__"}, name
+
+
+def test_only_place_asks_accelerate_and_only_the_engine_needs_torch_to_be_imported() -> None:
+    for name, path in modules().items():
+        assert "accelerate" not in {n.split(".")[0] for n in imported(path)} or room(name) == "place", name
+        heavy = {n.split(".")[0] for n in imported(path, top_level=True)}
+        assert "torch" not in heavy or room(name) in {"compute", "execute"}, name
+        assert not heavy & {"numpy", "accelerate", "diffusers", "transformers"}, name
+
+
+def test_everything_up_to_the_plan_is_imported_without_torch() -> None:
+    code = "import runner.__main__, runner.run, sys; assert not {'torch', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

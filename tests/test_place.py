@@ -1,0 +1,88 @@
+"""Devices and memory, planned for machines that are not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import save_file
+
+from runner.errors import OutOfMemoryError, UsageError
+from runner.place import Devices, Placement, place, working_bytes
+from runner.plan import Plan
+from tests.build import planned, random_tensors
+
+GB = 10**9
+SHAPES = {f"model.diffusion_model.input_blocks.{block}.weight": (64, 16 + block) for block in range(40)}
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    for seed, name in enumerate("ab"):
+        save_file(random_tensors(seed, shapes=SHAPES), tmp_path / f"{name}.safetensors")
+    return tmp_path
+
+
+def plan_of(models: Path, method: str = "weighted_sum", **changes: Any) -> Plan:
+    roles = {"a": "a.safetensors", "b": "b.safetensors"}
+    return planned({"method": method, "models": roles, **changes}, models)
+
+
+def placed(plan: Plan, devices: Devices, budget: int | None = None, threads: int = 2) -> Placement:
+    return place(plan, devices, budget, threads, 32768)
+
+
+def test_without_accelerators_all_is_done_on_the_host(models: Path) -> None:
+    plan = plan_of(models)
+    assert set(placed(plan, Devices(("cpu",))).device_of) == {"cpu"}
+
+
+def test_several_gpus_share_the_work_by_bytes(models: Path) -> None:
+    plan = plan_of(models)
+    found = placed(plan, Devices((0, 1), {0: 2 * GB, 1: 2 * GB}))
+    work = dict.fromkeys((0, 1, "cpu"), 0)
+    for job, device in zip(plan.jobs, found.device_of, strict=True):
+        work[device] += working_bytes(plan, job)
+    assert work["cpu"] == 0
+    assert 0.7 < work[0] / work[1] < 1.4
+
+
+def test_a_larger_gpu_gets_more(models: Path) -> None:
+    plan = plan_of(models)
+    found = placed(plan, Devices((0, 1), {0: 6 * GB, 1: 2 * GB}))
+    counts = found.jobs_by_device
+    assert counts[0] > 2 * counts[1] > 0
+
+
+def test_one_gpu_takes_all_that_gives_the_same_bytes_everywhere(models: Path) -> None:
+    assert set(placed(plan_of(models), Devices((0,), {0: GB})).device_of) == {0}
+    assert set(placed(plan_of(models, "slerp"), Devices((0,), {0: GB})).device_of) == {"cpu"}
+    assert set(placed(plan_of(models, alpha=0), Devices((0,), {0: GB})).device_of) == {"cpu"}
+
+
+def test_only_explicit_memory_is_needed_to_plan_for_gpus_that_are_not_there(models: Path) -> None:
+    found = placed(plan_of(models), Devices(None, {0: GB, "cpu": GB}))
+    assert set(found.device_of) == {0} and found.memory == {0: GB, "cpu": GB}
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_named(models: Path) -> None:
+    with pytest.raises(UsageError, match=r"placement.devices: 7: no such GPU"):
+        placed(plan_of(models), Devices((7,)))
+
+
+def test_a_small_budget_means_fewer_workers_and_too_small_a_one_is_refused_with_the_need(
+    models: Path,
+) -> None:
+    plan = plan_of(models)
+    assert placed(plan, Devices(("cpu",)), None, 8).threads == 8
+    assert placed(plan, Devices(("cpu",)), 200_000, 8).threads < 8
+    with pytest.raises(OutOfMemoryError, match=r"needs \d+ bytes at a time, the budget is 1000"):
+        placed(plan, Devices(("cpu",)), 1000)
+    with pytest.raises(OutOfMemoryError, match=r"tensor model\.diffusion_model\..* needs"):
+        placed(plan_of(models, "slerp"), Devices(("cpu",)), 20_000)
+
+
+def test_the_peak_stays_within_the_budget(models: Path) -> None:
+    for budget in (100_000, 1_000_000, GB):
+        assert placed(plan_of(models), Devices(("cpu",)), budget, 8).peak_bytes <= budget

@@ -1,0 +1,139 @@
+"""Names to things: every wrong name at once, every source once."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.demo import demo_model
+from runner.errors import IncompatibleError, InputError, RecipeError
+from tests.build import resolved, write_models
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    write_models(tmp_path, a=1, b=2, c=3)
+    return tmp_path
+
+
+def tree(method: str = "weighted_sum", roles: str = "ab", **changes: Any) -> dict[str, Any]:
+    return {"method": method, "models": {role: f"{role}.safetensors" for role in roles}, **changes}
+
+
+def mistakes(folder: Path, recipe: dict[str, Any]) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        resolved(recipe, folder)
+    return caught.value.message.split("\n")
+
+
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    (tree("weigthed_sum"), 'method: unknown method "weigthed_sum", did you mean "weighted_sum"?'),
+    (tree("add_diff"), 'method: unknown method "add_diff", did you mean "add_difference"?'),
+    (tree(compat="difusers"), 'compat: unknown tool "difusers", did you mean "diffusers"?'),
+    (tree("slerp", compat="diffusers"), 'method: unknown method "slerp" with compat: diffusers'),
+    (tree("add_difference"), "models.c: missing: add_difference takes a, b, c"),
+    (tree(roles="abc"), "models.c: no such model: weighted_sum takes a, b"),
+    (tree("ties"), "models.base: missing: ties takes base and 1 or more models"),
+    ({"method": "model_stock", "models": {"base": "a.safetensors", "x": "b.safetensors"}}, "models: too few"),
+    (tree(alhpa=0.3), 'alhpa: unknown parameter of weighted_sum, did you mean "alpha"? (found 0.3)'),
+    (tree(alpha=True), "alpha: expected a number, found true"),
+    (tree(alpha="0.3"), 'alpha: expected a number, found "0.3"'),
+    (tree(alpha=[0.3]), "alpha: expected a number, found [0.3]"),
+    (tree(alpha=1.5), "alpha: expected 0 to 1, found 1.5; say extrapolate: true"),
+    (tree("sigmoid", alpha=1.5, extrapolate=True), "alpha: expected 0 to 1, found 1.5"),
+    (
+        tree(alpha={"default": 0.1, "vea": 1}),
+        'alpha.vea: unknown component, block or key pattern, did you mean "vae"?',
+    ),
+    (tree(alpha={"default": 0.1, "*.nothing.*": 1}), "alpha.*.nothing.*: selects no tensor"),
+    (tree(alpha={"vae": 1}), "alpha: says nothing of"),
+    (
+        tree("slerp", per="rows"),
+        'per: expected one of tensor, row, column; found "rows", did you mean "row"?',
+    ),
+    (tree("linear", normalize="yes"), 'normalize: expected one of true, false; found "yes"'),
+    (tree("linear", weight={"a": 1, "d": 2}), "weight.d: no such model (there are: a, b)"),
+    (
+        tree(output={"format": "diffuser"}),
+        'output.format: unknown format "diffuser", did you mean "diffusers"?',
+    ),
+    (
+        tree(output={"format": "diffusers"}),
+        "output.format: converting single file to diffusers is not possible yet",
+    ),
+    (tree(output={"dtype": {"vea": "float16"}}), 'output.dtype.vea: no such component, did you mean "vae"?'),
+    (tree(output={"max_shard_size": "1GB"}), "output.max_shard_size: a single file is not split"),
+]
+
+
+@pytest.mark.parametrize(("recipe", "message"), MISTAKES, ids=[message[:40] for _, message in MISTAKES])
+def test_a_wrong_name_or_value_is_told_with_its_place(
+    recipe: dict[str, Any], message: str, models: Path
+) -> None:
+    (line,) = mistakes(models, recipe)
+    assert line.startswith(f"test.yaml:1: {message}")
+
+
+def test_mistakes_of_nested_merges_and_missing_files_are_told_together(models: Path) -> None:
+    inner = {"method": "add_diference", "models": {"a": "a.safetensors", "b": "nope.safetensors"}}
+    found = mistakes(models, tree(alhpa=1, models={"a": "a.safetensors", "b": inner}))
+    assert len(found) == 3
+    assert any("models.b.method" in line for line in found)
+    assert any("alhpa" in line for line in found)
+    assert any("nope.safetensors" in line for line in found)
+
+
+def test_a_source_that_stands_twice_is_opened_once(models: Path) -> None:
+    inner = tree("add_difference", "abc")
+    found = resolved(tree(models={"a": "./a.safetensors", "b": inner}), models)
+    assert [len(model.sources) for model in found.models] == [2, 1, 1]
+
+
+def test_a_missing_file_names_the_nearest_one(models: Path) -> None:
+    with pytest.raises(InputError, match=r"aa\.safetensors: no such file") as caught:
+        resolved(tree(models={"a": "aa.safetensors", "b": "b.safetensors"}), models)
+    assert 'did you mean "a.safetensors"' in str(caught.value.hint)
+
+
+def test_all_unreadable_sources_are_told_together(models: Path) -> None:
+    (models / "b.safetensors").write_bytes(b"")
+    with pytest.raises(InputError) as caught:
+        resolved(tree(models={"a": "x.safetensors", "b": "b.safetensors"}), models)
+    assert len(caught.value.message.split("\n")) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("https://example.org/model.safetensors", "a URL"),
+        ("hf:org/name", "hub"),
+        ("demo:phot", 'did you mean "photo"'),
+        ("folder", "model_index.json"),
+    ],
+)
+def test_what_is_no_model_says_why(name: str, reason: str, models: Path) -> None:
+    (models / "folder").mkdir()
+    with pytest.raises(InputError, match=reason):
+        resolved(tree(models={"a": name, "b": "b.safetensors"}), models)
+
+
+def test_layouts_are_not_mixed_yet(models: Path, cache: Path) -> None:
+    shutil.copytree(demo_model("photo", cache), models / "photo")
+    with pytest.raises(IncompatibleError, match="layouts cannot be mixed yet"):
+        resolved(tree(models={"a": "photo", "b": "b.safetensors"}), models)
+
+
+def test_blocks_are_named_by_architecture(models: Path, cache: Path) -> None:
+    recipe = {"method": "weighted_sum", "models": {"a": "demo:photo", "b": "demo:anime"}}
+    alpha = {"default": 0, "IN00-IN05": 0.1, "M00": 0.2, "TIME": 0.3, "OUT3": 0.4}
+    assert len(resolved({**recipe, "alpha": alpha}, models, cache).merge.weightings["alpha"].rules) == 4  # type: ignore[union-attr]
+    with pytest.raises(RecipeError, match="IN99"):
+        resolved({**recipe, "alpha": {"default": 0, "IN99": 1}}, models, cache)
+
+
+def test_an_unusual_strength_is_a_warning(models: Path) -> None:
+    found = resolved(tree("add_difference", "abc", alpha=3), models)
+    assert found.warnings == ("test.yaml:1: alpha: 3 is outside the usual 0 to 2",)
