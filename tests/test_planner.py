@@ -1,0 +1,213 @@
+"""What becomes of every key: fates, policies, expressions, and whole plans as golden text."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from runner.compose import DATA_ROOT
+from runner.describe import describe
+from runner.errors import IncompatibleError
+from runner.guard import read_recipe
+from runner.place import Devices, place
+from runner.plan import BUFFER, COPIED, KEPT, MERGED, Plan
+from tests.build import planned
+
+GOLDEN = Path(__file__).parent / "golden" / "plans"
+RECIPES = sorted((DATA_ROOT / "recipes").rglob("*.yaml"))
+GONE = torch.zeros(0)  # stands for a key that a model lacks
+UNET, VAE = "model.diffusion_model.x", "first_stage_model.y"
+
+
+def save(folder: Path, name: str, **tensors: Tensor) -> None:
+    base = {UNET: torch.ones(4, 4), VAE: torch.ones(4)}
+    save_file(
+        {key: t for key, t in {**base, **tensors}.items() if t.dtype != torch.bool},
+        folder / f"{name}.safetensors",
+    )
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    for name in "abc":
+        save(tmp_path, name)
+    return tmp_path
+
+
+def tree(method: str = "weighted_sum", roles: str = "ab", **changes: Any) -> dict[str, Any]:
+    return {"method": method, "models": {role: f"{role}.safetensors" for role in roles}, **changes}
+
+
+def fates(plan: Plan) -> dict[str, str]:
+    return {job.key: job.fate for job in plan.jobs}
+
+
+def unfit(folder: Path, recipe: dict[str, Any]) -> IncompatibleError:
+    with pytest.raises(IncompatibleError) as caught:
+        planned(recipe, folder)
+    return caught.value
+
+
+def test_the_parameters_decide_what_is_merged_and_what_is_copied(models: Path) -> None:
+    plan = planned(tree(alpha={"default": 0.3, "vae": 0}), models)
+    assert fates(plan) == {UNET: MERGED, VAE: COPIED}
+    plan = planned(tree(alpha={"default": 0.3, "vae": 1}), models)
+    (vae,) = (job for job in plan.jobs if job.key == VAE)
+    assert [load.model for load in vae.loads] == [1] and not vae.steps
+
+
+def test_a_model_that_has_no_part_in_a_key_need_not_have_it(models: Path) -> None:
+    save(models, "b", **{VAE: GONE})
+    assert fates(planned(tree(alpha={"default": 0.3, "vae": 0}), models)) == {UNET: MERGED, VAE: COPIED}
+    save(models, "b", **{"first_stage_model.extra": torch.ones(1)})
+    assert fates(planned(tree(alpha={"default": 0.3, "vae": 0}), models)) == {UNET: MERGED, VAE: COPIED}
+
+
+def test_a_missing_key_is_refused_with_both_files_and_kept_if_the_recipe_says_so(models: Path) -> None:
+    save(models, "b", **{VAE: GONE})
+    error = unfit(models, tree())
+    assert error.message == "b.safetensors: keys of a.safetensors are missing (1 tensor, all of vae)"
+    assert "force: true" in str(error.hint)
+    for policy in ({"missing": "keep"}, {"force": True}):
+        plan = planned(tree(**policy), models)
+        assert fates(plan) == {UNET: MERGED, VAE: KEPT}
+        assert plan.deviations == {"missing in b.safetensors: kept": (VAE,)}
+        assert any("1 tensor, all of vae" in warning for warning in plan.warnings)
+
+
+def test_an_extra_key_is_refused_dropped_or_kept(models: Path) -> None:
+    save(models, "b", more=torch.ones(3))
+    assert "keys that a.safetensors lacks (1 tensor, all of other)" in unfit(models, tree()).message
+    plan = planned(tree(extra="drop"), models)
+    assert "more" not in fates(plan)
+    assert plan.dropped == {"b.safetensors: keys that a.safetensors lacks": ("more",)}
+    assert fates(planned(tree(extra="keep"), models))["more"] == COPIED
+
+
+def test_another_shape_is_refused_or_kept(models: Path) -> None:
+    save(models, "b", **{UNET: torch.ones(4, 5)})
+    message = unfit(models, tree()).message
+    assert "other shapes than in a.safetensors" in message and "the first is [4, 5], there [4, 4]" in message
+    assert fates(planned(tree(shapes="keep"), models)) == {UNET: KEPT, VAE: MERGED}
+
+
+def test_floats_against_integers_are_refused(models: Path) -> None:
+    save(models, "b", **{UNET: torch.ones(4, 4, dtype=torch.int64)})
+    assert "floats against integers" in unfit(models, tree()).message
+
+
+def test_everything_that_does_not_fit_is_told_at_once(models: Path) -> None:
+    save(models, "b", **{UNET: torch.ones(4, 5), VAE: GONE, "more": torch.ones(1)})
+    assert len(unfit(models, tree()).message.split("\n")) == 3
+
+
+def test_integers_must_agree_and_are_copied(models: Path) -> None:
+    for name in "ab":
+        save(models, name, ids=torch.arange(3))
+    (job,) = (job for job in planned(tree(), models).jobs if job.key == "ids")
+    assert job.fate == BUFFER and not job.steps and [load.model for load in job.equal] == [1]
+    (job,) = (job for job in planned(tree(integers="keep"), models).jobs if job.key == "ids")
+    assert not job.equal
+
+
+def test_schedules_and_markers_come_from_the_primary_in_its_dtype(models: Path) -> None:
+    save(models, "a", betas=torch.ones(5), v_pred=torch.ones(1), alphas_cumprod=torch.ones(5))
+    plan = planned(tree(output={"dtype": "float16"}), models)
+    for key in ("betas", "v_pred", "alphas_cumprod"):
+        (job,) = (job for job in plan.jobs if job.key == key)
+        assert (job.fate, job.spec.dtype, job.loads[0].model) == (BUFFER, "F32", 0)
+
+
+def test_ema_copies_are_dropped_with_a_warning_or_kept(models: Path) -> None:
+    ema = "model_ema.diffusion_modelx"
+    for name in "ab":
+        save(models, name, **{ema: torch.ones(2)})
+    plan = planned(tree(), models)
+    assert ema not in fates(plan) and plan.dropped == {"EMA copy": (ema,)}
+    assert fates(planned(tree(ema="keep"), models))[ema] == MERGED
+
+
+def test_an_equal_sub_merge_is_computed_once(models: Path) -> None:
+    inner = tree("add_difference", "abc", alpha=0.6)
+    plan = planned(
+        tree(models={"a": inner, "b": tree("weighted_sum", models={"a": inner, "b": "c.safetensors"})}),
+        models,
+    )
+    job = plan.jobs[0]
+    assert [step.method.name for step in job.steps] == ["add_difference", "weighted_sum", "weighted_sum"]
+    assert len(job.loads) == 3
+
+
+def test_the_keys_of_a_nested_merge_are_those_of_its_first_model(models: Path) -> None:
+    save(models, "c", **{VAE: GONE})
+    inner = tree("weighted_sum", models={"a": "c.safetensors", "b": "b.safetensors"}, extra="drop")
+    message = unfit(models, tree(models={"a": "a.safetensors", "b": inner})).message
+    assert message.startswith("models.b: keys of a.safetensors are missing")
+
+
+def test_compat_leaves_a_component_whose_keys_differ_as_it_is_in_a_and_writes_float32(models: Path) -> None:
+    save(models, "b", **{VAE: torch.ones(4), "first_stage_model.extra": torch.ones(1)})
+    for name in "ab":
+        path = models / f"{name}.safetensors"
+        from safetensors.torch import load_file
+
+        save_file({key: tensor.half() for key, tensor in load_file(path).items()}, path)
+    plan = planned(tree(compat="diffusers"), models)
+    assert fates(plan) == {UNET: MERGED, VAE: KEPT}
+    assert {job.spec.dtype for job in plan.jobs} == {"F32"}
+    assert any(warning.startswith("compat diffusers: ") for warning in plan.warnings)
+
+
+def test_the_output_dtype_is_the_primarys_or_the_recipes_by_component(models: Path) -> None:
+    assert {job.spec.dtype for job in planned(tree(), models).jobs} == {"F32"}
+    plan = planned(tree(output={"dtype": {"default": "float16", "vae": "bfloat16"}}), models)
+    assert {job.key: job.spec.dtype for job in plan.jobs} == {UNET: "F16", VAE: "BF16"}
+
+
+def test_doubles_are_computed_in_double(models: Path) -> None:
+    for name in "ab":
+        save(models, name, **{UNET: torch.ones(4, 4, dtype=torch.float64)})
+    computed = {job.key: job.compute for job in planned(tree(), models).jobs}
+    assert computed == {UNET: "float64", VAE: "float32"}
+    assert {job.compute for job in planned(tree(compute_dtype="float64"), models).jobs} == {"float64"}
+
+
+def test_a_result_that_is_one_of_the_models_is_a_warning(models: Path) -> None:
+    assert any('the result is "b.safetensors" itself' in w for w in planned(tree(alpha=1), models).warnings)
+    assert not planned(tree(), models).warnings
+    assert not planned({"method": "copy", "models": {"a": "a.safetensors"}}, models).warnings
+
+
+def test_equal_recipes_and_inputs_give_equal_plans(models: Path) -> None:
+    first, second = (planned(tree(alpha={"default": 0.3, "vae": 0}), models) for _ in range(2))
+    assert first.jobs == second.jobs and first.layout == second.layout
+
+
+def test_weights_of_each_model_reach_the_method_in_the_order_of_its_operands(models: Path) -> None:
+    recipe = {
+        "method": "task_arithmetic",
+        "models": {"second": "b.safetensors", "base": "a.safetensors", "third": "c.safetensors"},
+        "weight": {"third": 0.3, "second": {"default": 0.2, "vae": 0.7}},
+    }
+    steps = {job.key: dict(job.steps[0].parameters)["weight"] for job in planned(recipe, models).jobs}
+    assert steps == {UNET: (0.2, 0.3), VAE: (0.7, 0.3)}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_plan_of_every_recipe_is_the_golden_one(path: Path, cache: Path, tmp_path: Path) -> None:
+    """RUNNER_GOLDEN=write python -m pytest tests/test_planner.py writes them anew; then review the diff."""
+    plan = planned(dict(read_recipe(path, path.stem).tree), tmp_path, cache)
+    placement = place(plan, Devices(("cpu",)), 10**9, 2, 262144)
+    text = describe(plan, placement, 10**9)
+    text = re.sub(r"plan of \w+:", f"plan of {path.stem}:", text)
+    golden = GOLDEN / f"{path.stem}.txt"
+    if os.environ.get("RUNNER_GOLDEN") == "write":
+        golden.write_text(text)
+    assert text == golden.read_text()

@@ -1,0 +1,147 @@
+"""run.json and the header: equal for equal merges, and free of what is only this machine's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.compose import ComposedRecipe
+from runner.config import Job, Settings
+from runner.errors import IncompatibleError, MismatchError, RecipeError
+from runner.files import look
+from runner.formats.safetensors import read_header
+from runner.place import Devices
+from runner.recipe import parse_recipe
+from runner.record import canonical_json, canonical_recipe, recipe_digest, relative
+from runner.run import run
+from tests.build import here, write_models
+
+
+def recipe(tree: dict[str, Any]) -> ComposedRecipe:
+    return ComposedRecipe("mix", tree, (), ("recipe.alpha=0.3",), here)
+
+
+def settings(folder: Path, **changes: Any) -> Settings:
+    defaults: dict[str, Any] = {
+        "job": Job("merge", "summary"),
+        "placement": Devices(("cpu",)),
+        "models_dir": folder,
+        "output_dir": None,
+        "cache_dir": folder / "cache",
+        "memory": None,
+        "threads": 1,
+        "tile_elements": 32768,
+        "digests": "fresh",
+        "verify": True,
+        "progress": "off",
+    }
+    return Settings(**{**defaults, **changes})
+
+
+def tree(**changes: Any) -> dict[str, Any]:
+    return {
+        "method": "weighted_sum",
+        "models": {"a": "a.safetensors", "b": "b.safetensors"},
+        "alpha": 0.3,
+        **changes,
+    }
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    write_models(tmp_path, a=1, b=2)
+    return tmp_path
+
+
+def record(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    return content
+
+
+def merged(models: Path, name: str, recipe_tree: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    folder = models / name
+    folder.mkdir()
+    run(recipe(recipe_tree), settings(models, **changes), folder)
+    return record(folder)
+
+
+def test_the_deterministic_part_is_equal_for_equal_merges(models: Path) -> None:
+    first = merged(models, "one", tree(), threads=1)
+    second = merged(
+        models, "two", tree(models={r: str(models / f"{r}.safetensors") for r in "ab"}), threads=3
+    )
+    assert canonical_json(first["deterministic"]) == canonical_json(second["deterministic"])
+    assert first["run"]["id"] != second["run"]["id"]
+
+
+def test_no_folder_is_in_the_record_or_the_header(models: Path) -> None:
+    merged(models, "one", tree(models={r: str(models / f"{r}.safetensors") for r in "ab"}))
+    text = (models / "one" / "run.json").read_text()
+    assert str(models) not in text
+    _, metadata = read_header(look(models / "one" / "mix.safetensors", "mix"))
+    assert str(models) not in json.dumps(metadata)
+    assert json.loads(metadata["runner.recipe"])["models"]["a"] == {"source": "a.safetensors"}
+    assert metadata["format"] == "pt" and metadata["runner.method"] == "weighted_sum@1"
+
+
+def test_the_record_says_what_was_read_written_and_moved(models: Path) -> None:
+    content = merged(models, "one", tree())
+    deterministic, ran = content["deterministic"], content["run"]
+    assert [entry["roles"] for entry in deterministic["inputs"]] == [["a"], ["b"]]
+    assert all(len(entry["sha256"]) == 64 for entry in deterministic["inputs"])
+    assert deterministic["output"]["name"] == "mix.safetensors"
+    assert deterministic["keys"] == {"buffer": 1, "merged": 8}
+    assert set(ran["moved"]) == {"text_encoder", "model", "vae"}
+    assert {"resolve", "plan", "execute", "sync", "verify", "publish", "total"} <= set(ran["seconds"])
+    assert ran["peak_memory_bytes"] > 0 and ran["overrides"] == ["recipe.alpha=0.3"]
+
+
+def test_a_failure_is_recorded_with_its_stage_and_code(models: Path) -> None:
+    for name, bad, error, stage in (
+        ("one", tree(alhpa=1), RecipeError, "resolve"),
+        ("two", tree(models={"a": "a.safetensors", "b": "demo.safetensors"}), IncompatibleError, "plan"),
+    ):
+        if stage == "plan":
+            from safetensors.torch import save_file
+            from torch import ones
+
+            save_file({"other": ones(1)}, models / "demo.safetensors")
+        with pytest.raises(error):
+            merged(models, name, bad)
+        found = record(models / name)["run"]["error"]
+        assert (found["stage"], found["exit_code"]) == (stage, error.exit_code)
+
+
+def test_a_source_that_is_not_the_one_of_the_recipe_is_refused(models: Path) -> None:
+    content = merged(models, "one", tree())
+    right = content["deterministic"]["inputs"][0]["sha256"]
+    source = {"source": "a.safetensors", "sha256": right}
+    merged(models, "two", tree(models={"a": source, "b": "b.safetensors"}))
+    wrong = {"source": "a.safetensors", "sha256": "0" * 64}
+    with pytest.raises(MismatchError, match=right):
+        merged(models, "three", tree(models={"a": wrong, "b": "b.safetensors"}))
+    assert not (models / "three" / "mix.safetensors").exists()
+
+
+def test_a_result_that_did_not_move_is_a_warning(models: Path) -> None:
+    warnings = merged(models, "one", tree(models=dict.fromkeys("ab", "a.safetensors")))["run"]["warnings"]
+    assert any("nothing moved" in warning for warning in warnings)
+
+
+def test_what_does_not_change_the_merge_does_not_change_the_recipes_digest() -> None:
+    one, two = (
+        parse_recipe("mix", tree(models={"a": f"{folder}/a.safetensors", "b": "b"}), here)
+        for folder in ("x", "/y/z")
+    )
+    assert recipe_digest(one) == recipe_digest(two)
+    assert recipe_digest(one) != recipe_digest(parse_recipe("mix", tree(alpha=0.4), here))
+    assert "policies" not in canonical_recipe(one)
+
+
+def test_distances_are_relative_to_the_first_model() -> None:
+    assert relative(4.0, 16.0) == 0.5
+    assert relative(0.0, 0.0) == 0.0
+    assert relative(1.0, 0.0) == float("inf")
