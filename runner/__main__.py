@@ -8,6 +8,7 @@ import re
 import secrets
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -45,6 +46,8 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):  # closed: that does not spoil what is done
             stream.flush()
+    if "joblib" in sys.modules:  # its exit handlers send its workers home
+        sys.exit(code)
     os._exit(code)  # the interpreter would take half a second to free torch
 
 
@@ -53,7 +56,8 @@ def run(arguments: Sequence[str]) -> int:
     debug = bool(os.environ.get(_DEBUG))
     os.environ[_DEBUG] = "1"  # Hydra then raises what it would print and turn into exit code 1
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup means it
+            signal.signal(number, _interrupt)
     OmegaConf.register_new_resolver("runner.slug", slug, replace=True)
     OmegaConf.register_new_resolver("runner.id", lambda: secrets.token_hex(3), replace=True, use_cache=True)
     register()
@@ -61,11 +65,15 @@ def run(arguments: Sequence[str]) -> int:
     sys.argv[1:] = arguments
     try:
         _hydra_main()
+    except BrokenPipeError:
+        return 128 + signal.SIGPIPE  # who read --help has seen enough
     except SystemExit as error:
+        if debug and error.__context__:
+            traceback.print_exception(error.__context__)
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException as error:
         if debug:
-            log.exception("debugging was requested")
+            traceback.print_exception(error)
         return tell(error)
     return 0
 
@@ -88,7 +96,8 @@ def _hydra_main(config: DictConfig) -> None:
         if not swept or not isinstance(error, Exception):
             sys.exit(code)
     if swept:
-        write_status(folder, overrides, code, message, summary)
+        with suppress(OutputError):  # a job without a status counts as failed
+            write_status(folder, overrides, code, message, summary)
 
 
 def _job(
@@ -152,6 +161,8 @@ def _translated(error: BaseException) -> RunnerError:
     """Hydra's errors in our words; anything else is a bug of ours."""
     if isinstance(error, MissingConfigException):
         group, _, name = (error.missing_cfg_file or "").partition("/")
+        if not name and group != "recipe":  # --config-name or --config-path
+            return UsageError(str(error).partition("\n")[0])
         known = recipe_names() if group == "recipe" else error.options or []
         if group == "recipe":
             folders = ", ".join(map(str, recipe_folders()))
@@ -168,24 +179,30 @@ def _translated(error: BaseException) -> RunnerError:
     if isinstance(error, ConfigCompositionException):
         found = re.search(r"Could not override '([^']+)'", str(error))
         if found:
-            known = [path.stem for path in (DATA_ROOT / "conf").glob("*/")] + _setting_names()
-            suggestion = nearest(found[1], known) or " (python -m runner --help lists them)"
+            suggestion = nearest(found[1], _setting_names()) or " (python -m runner --help lists them)"
             return UsageError(f"{quote(found[1])}: unknown setting{suggestion}")
         if isinstance(error.__cause__, OmegaConfBaseException):
             key = str(error.__cause__.full_key or "recipe")
             return RecipeError(f"{key}: what is laid over each other does not fit: {error.__cause__.msg}")
     if isinstance(error, OmegaConfBaseException):
+        if "hydra.runtime.choices.recipe" in str(error):
+            return UsageError("recipe=NAME: expected the name of one recipe")
         return UsageError(str(error).partition("\n")[0], hint="is a group (recipe, job, placement) missing?")
     if isinstance(error, ValueError) and "Config group override" in str(error):
         return UsageError("recipe, job and placement each need a name", hint="recipe=NAME")
     if isinstance(error, HydraException):
         return UsageError(str(error).partition("\n")[0])
-    return RunnerError(f"{type(error).__name__}: {error}", hint="this is a bug in runner")
+    first = str(error).partition("\n")[0]
+    return RunnerError(f"{type(error).__name__}: {first}", hint="this is a bug in runner")
 
 
 def _setting_names() -> list[str]:
-    tree = OmegaConf.load(DATA_ROOT / "conf" / "config.yaml")
-    return [str(key) for key in tree if key not in ("defaults", "hydra")]
+    conf = DATA_ROOT / "conf"
+    names = [str(key) for key in OmegaConf.load(conf / "config.yaml") if key not in ("defaults", "hydra")]
+    for path in sorted(conf.glob("*/*.yaml")):
+        group = path.parent.name
+        names += [group, *(f"{group}.{key!s}" for key in OmegaConf.load(path))]
+    return [*names, "recipe"]
 
 
 def _warn_of_missing_folders() -> None:

@@ -15,15 +15,17 @@ from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-from runner.errors import KeyPath, Location, RecipeError, escape, quote
-from runner.guard import REFERENCE, RecipeFile, forbidden_reference, read_recipe
+from runner.errors import KeyPath, Location, RecipeError, UsageError, quote
+from runner.guard import RecipeFile, read_recipe
+from runner.references import References
 
-MAX_REFERENCES = 100
+MAX_FILES = 32  # that one recipe is composed of; each could double the next
 _PACKAGE = Path(__file__).parent
 # In a wheel conf/ and recipes/ lie inside the package, in a checkout beside it.
 DATA_ROOT = _PACKAGE if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent
@@ -96,6 +98,8 @@ class RecipeSource(ConfigSource):
         """The recipe; an empty one if the guard refuses the file."""
         name = config_path.rstrip("/").removeprefix("recipe/")
         file = read_recipe(self._file(config_path), name)
+        if not _ends(file):
+            file = RecipeFile(name, file.label)
         entries = [
             "_self_" if name == "_self_" else {f"/recipe@{package}": name} if package else name
             for name, package in file.defaults
@@ -167,7 +171,11 @@ def recipe_of(config: DictConfig, choice: str, overrides: Sequence[str]) -> Comp
     Raises:
         RecipeError: with everything the guard has against the files and the overrides.
     """
-    layers = _layers(choice, (), ())
+    chosen = _chosen(overrides)
+    layers = _layers(choice, (), (), chosen)
+    last = Location(layers[-1][0].label)
+    for place in sorted(chosen.keys() - {prefix for _, prefix in layers}):  # in no file's defaults
+        layers += _layers(chosen[place], place, (), chosen)
     problems = [problem for file, _ in layers for problem in file.problems]
     if problems:
         raise RecipeError("\n".join(dict.fromkeys(problems)))
@@ -186,21 +194,64 @@ def recipe_of(config: DictConfig, choice: str, overrides: Sequence[str]) -> Comp
         for length in range(len(path), 0, -1):
             if path[:length] in written:
                 return written[path[:length]]
-        return Location(layers[-1][0].label)
+        return last
 
     tree = OmegaConf.to_container(config.recipe, resolve=False)
-    resolved = _References(tree, locate).resolved()
+    resolved = References(tree, locate).resolved()
     return ComposedRecipe(
         Path(choice).with_suffix("").name, resolved, [f for f, _ in layers], overrides, locate
     )
 
 
+def _ends(file: RecipeFile) -> bool:
+    """Whether a recipe's defaults lead to few files and not back to itself; else Hydra must not see them."""
+    try:
+        for parent, _ in file.defaults:
+            if parent != "_self_":
+                _layers(file.name, (), (), {})
+                break
+    except RecipeError:
+        return False
+    return True
+
+
+def _chosen(overrides: Sequence[str]) -> dict[tuple[str, ...], str]:
+    """The recipes which the command line composes as models, by key path: recipe@recipe.models.b=NAME."""
+    chosen = {}
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.key_or_group != "recipe" or override.package is None:
+            continue
+        place = tuple(override.package.split("."))
+        if override.is_delete() or place[:2] != ("recipe", "models") or len(place) < 3:
+            raise UsageError(
+                f"{quote(override.input_line)}: expected recipe@recipe.models.ROLE=NAME,"
+                " a recipe in the place of a model"
+            )
+        chosen[place[1:]] = str(override.value())
+    return chosen
+
+
 def _layers(
-    name: str, prefix: tuple[str, ...], above: tuple[str, ...]
+    name: str,
+    prefix: tuple[str, ...],
+    above: tuple[str, ...],
+    chosen: Mapping[tuple[str, ...], str],
 ) -> list[tuple[RecipeFile, tuple[str, ...]]]:
-    """The files of a recipe with the key path each is laid at, later ones over earlier ones."""
+    """The files of a recipe with the key path each is laid at, later ones over earlier ones.
+
+    Args:
+        name: of the recipe.
+        prefix: the key path it is laid at.
+        above: the recipes whose defaults lead to it.
+        chosen: recipes which the command line puts in the place of others, by key path.
+
+    Raises:
+        RecipeError: defaults that lead back to where they stand, or to too many files.
+    """
     if name in above:
         raise RecipeError(f"recipe {quote(name)}: its defaults lead back to itself")
+    if len(above) >= MAX_FILES:
+        raise _too_many(name)
     paths = [path for folder in recipe_folders() if is_file(path := recipe_path(folder, name))]
     if not paths:
         return []  # Hydra has said so already
@@ -211,62 +262,11 @@ def _layers(
             layers.append((file, prefix))
         else:
             below = (*prefix, *package.split(".")) if package else prefix
-            layers += _layers(parent, below, (*above, name))
+            layers += _layers(chosen.get(below, parent) if package else parent, below, (*above, name), chosen)
+        if len(layers) > MAX_FILES:
+            raise _too_many(name)
     return layers
 
 
-class _References:
-    """Replaces ${.sibling} and ${recipe.path}, once: what is referred to is a scalar without ${ itself."""
-
-    def __init__(self, tree: Any, locate: Callable[[KeyPath], Location]) -> None:
-        self.tree = tree
-        self.locate = locate
-        self.count = 0
-        self.problems: list[str] = []
-
-    def resolved(self) -> dict[str, Any]:
-        result = self._walk(self.tree, ())
-        if self.count > MAX_REFERENCES:
-            self.problems.append(f"{self.count} references ${{...}}; at most {MAX_REFERENCES}")
-        if self.problems:
-            raise RecipeError("\n".join(self.problems))
-        assert isinstance(result, dict)
-        return result
-
-    def _walk(self, value: Any, path: KeyPath) -> Any:
-        if isinstance(value, dict):
-            return {str(key): self._walk(item, (*path, str(key))) for key, item in value.items()}
-        if isinstance(value, list):
-            return [self._walk(item, (*path, at)) for at, item in enumerate(value)]
-        if not isinstance(value, str) or "${" not in value:
-            return value
-        if forbidden_reference(value):
-            return self._refuse(path, f"${{ is only for plain references; found {quote(value)}")
-        whole = REFERENCE.fullmatch(value)
-        if whole:
-            return self._target(whole["path"], path)
-        return REFERENCE.sub(lambda match: str(self._target(match["path"], path)), value)
-
-    def _target(self, reference: str, path: KeyPath) -> Any:
-        self.count += 1
-        inner = reference.lstrip(".")
-        dots = len(reference) - len(inner)
-        parts: list[str | int] = list(inner.split("."))
-        if dots > len(path):
-            return self._refuse(path, f"${{{reference}}}: more dots than there are levels")
-        if dots:
-            parts = [*path[: len(path) - dots], *parts]
-        elif parts[0] != "recipe":
-            return self._refuse(path, f"${{{reference}}}: a reference starts with recipe. or a dot")
-        else:
-            parts = parts[1:]
-        found: Any = self.tree
-        for part in parts:
-            found = found.get(part) if isinstance(found, dict) else None
-        if found is None or isinstance(found, (dict, list)) or (isinstance(found, str) and "${" in found):
-            return self._refuse(path, f"${{{reference}}}: refers to no plain value")
-        return found
-
-    def _refuse(self, path: KeyPath, message: str) -> None:
-        key = escape(".".join(map(str, path)))
-        self.problems.append(f"{self.locate(path)}: {key}: {message}")
+def _too_many(name: str) -> RecipeError:
+    return RecipeError(f"recipe {quote(name)}: its defaults lead to more than {MAX_FILES} files")

@@ -49,6 +49,7 @@ class Scratch:
         plan: whose jobs will be run.
         read: fills a buffer with part of a stored tensor: (load, buffer, offset in its data).
         identities: of the merges that draw random numbers.
+        kept_elements: buffers of more are let go after each piece.
     """
 
     def __init__(
@@ -56,9 +57,11 @@ class Scratch:
         plan: Plan,
         read: Callable[[Load, memoryview, int], None],
         identities: Mapping[KeyPath, str],
+        kept_elements: int,
     ) -> None:
         self._plan = plan
         self._identities = identities
+        self._kept_elements = kept_elements
         self._read = read
         self._inputs: list[bytearray] = []
         self._floats: list[Tensor] = []
@@ -79,9 +82,17 @@ class Scratch:
             NumericError: NaN or Inf in an operand or the result, or a value the dtype cannot hold.
             IncompatibleError: integer tensors that must be equal differ.
         """
-        if not job.steps:
+        try:
+            if job.steps:
+                return self._merge(job, start, count, out, device)
             self._copy(job, start, count, out)
             return None
+        finally:
+            if count > self._kept_elements:  # a whole tensor: the next is another size, and not ours alone
+                self._inputs.clear()
+                self._floats.clear()
+
+    def _merge(self, job: Job, start: int, count: int, out: memoryview, device: torch.device) -> Moved:
         operands = [self._load(at, load, start, count) for at, load in enumerate(job.loads)]
         result, first = self._apply(job, operands, start, count, device)
         target = torch.frombuffer(out, dtype=torch_dtype(job.spec), count=count)

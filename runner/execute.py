@@ -308,7 +308,7 @@ class _Worker:
     def __init__(self, engine: _Engine, device: Device) -> None:
         self.engine = engine
         self.device = device
-        self.scratch = Scratch(engine.plan, engine.read, engine.identities)
+        self.scratch = Scratch(engine.plan, engine.read, engine.identities, engine.placement.tile_elements)
         self.compared: set[str] = set()  # methods whose first piece the host computed too
 
     def run(self) -> None:

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner.errors import OutOfMemoryError, UsageError
-from runner.plan import Job, Plan
+from runner.plan import Job, Plan, Step
 from runner.tensors import DTYPES
 
 CPU = "cpu"
 Device = str | int
-AUTO_BUDGET_BYTES = 1 << 30  # in flight on the host, if nothing is said and so much is free
+AUTO_BUDGET_BYTES = 1 << 30  # in flight on the host, if nothing is said
+SUMMING_BYTES = 32 << 20  # float64 copies of the pieces that are summed of a tensor
 RESULTS_PER_WORKER = 3  # tiles computed and waiting for their turn to be hashed
 _ACCELERATOR_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
 
@@ -67,7 +68,8 @@ def place(
     Args:
         plan: the jobs.
         settings: which devices may be used, and how much of their memory.
-        host_budget: bytes in flight on the host; None: 1 GiB, or half of what is free if less.
+        host_budget: bytes in flight on the host; None: 1 GiB, or what the largest tensor of a whole-tensor
+            method needs, but at most half of what is free.
         threads: workers on the host; 0: one for each processor this process may use.
         tile_elements: elements of a tile.
 
@@ -75,12 +77,13 @@ def place(
         OutOfMemoryError: a tensor needs more than the budget of the host.
         UsageError: a device that is not there.
     """
-    budget = settings.max_memory.get(CPU) or host_budget or min(AUTO_BUDGET_BYTES, available_bytes() // 2)
     threads = threads or _processors()
     tile = tile_bytes(plan, tile_elements)
+    whole = max((working_bytes(plan, job) for job in plan.jobs if not job.elementwise), default=0)
+    auto = min(max(AUTO_BUDGET_BYTES, whole), available_bytes() // 2)
+    budget = settings.max_memory.get(CPU) or host_budget or auto
     # With a small budget fewer workers run; one tile is the least that works.
     workers = max(1, min(threads, budget // (tile * RESULTS_PER_WORKER) or 1))
-    whole = max((working_bytes(plan, job) for job in plan.jobs if not job.elementwise), default=0)
     if max(tile, whole) > budget:
         largest = max(plan.jobs, key=lambda job: 0 if job.elementwise else working_bytes(plan, job))
         what = f"tensor {largest.key}" if whole > tile else f"a tile of {tile_elements} elements"
@@ -99,9 +102,17 @@ def working_bytes(plan: Plan, job: Job, elements: int | None = None) -> int:
     """Bytes a job, or a piece of it, holds at a time: operands as read, cast, results, output."""
     count = job.spec.elements if elements is None else min(elements, job.spec.elements)
     read = sum(DTYPES[plan.spec(load).dtype].bits // 8 for load in job.loads)
-    # Per step the result and one temporary; one more for the distance from the primary.
-    floats = (len(job.loads) + 2 * len(job.steps) + 1) * (8 if job.compute == "float64" else 4)
-    return count * (read + floats + DTYPES[job.spec.dtype].bits // 8)
+    floats = (len(job.loads) + sum(map(_copies, job.steps)) + 1) * (8 if job.compute == "float64" else 4)
+    sums = 0 if job.elementwise else min(SUMMING_BYTES, 32 * count)
+    return count * (read + floats + DTYPES[job.spec.dtype].bits // 8) + sums
+
+
+def _copies(step: Step) -> int:
+    """Copies of a tensor, or of a tile, that a step holds beside its operands."""
+    if step.elementwise:
+        return 2  # its result and a temporary
+    for_each, beside = step.method.copies
+    return for_each * len(step.arguments) + beside
 
 
 def tile_bytes(plan: Plan, tile_elements: int) -> int:

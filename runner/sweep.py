@@ -7,6 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from runner.describe import table
-from runner.errors import clip
+from runner.errors import RunnerError, UsageError, clip, counted, quote
 from runner.progress import say
 from runner.write import write_file
 
@@ -33,32 +34,63 @@ def write_status(
         "error": error,
         "summary": summary,
     }
-    write_file(folder / STATUS, (json.dumps(status, indent=2, ensure_ascii=False) + "\n").encode())
+    write_file(folder / STATUS, _json(status))
 
 
 class SweepSummary(Callback):
     """Gathers the statuses of a finished sweep: a table, sweep.json, sweep.csv and the exit code."""
 
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra before the first job.
+
+        Raises:
+            SystemExit: the folder holds a sweep already; its jobs would count as ours.
+        """
+        folder = Path(config.hydra.sweep.dir)
+        if any(folder.glob(f"*/{STATUS}")):
+            error = UsageError(
+                f"hydra.sweep.dir: {quote(str(folder))} holds an earlier sweep", hint="name a new folder"
+            )
+            _tell(error.lines())
+            sys.exit(error.exit_code)
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra after the last job.
 
         Raises:
-            SystemExit: with the code of the first job that failed.
+            SystemExit: with the code of the first job that failed, or of what went wrong here.
         """
-        folder = Path(config.hydra.sweep.dir)
-        jobs = gather(folder)
-        write_file(folder / "sweep.json", (json.dumps(jobs, indent=2, ensure_ascii=False) + "\n").encode())
-        rows = as_rows(jobs)
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        write_file(folder / "sweep.csv", text.getvalue().encode())
-        shown = [[cell if len(cell) <= 40 else f"{cell[:12]}…" for cell in row] for row in rows]
-        say("\n".join([f"sweep of {len(jobs)} jobs: {folder}", *table(shown)]))
-        failed = [job for job in jobs if not job["ok"]]
-        for job in failed:
-            print(clip(f"runner: job {job['job']} failed: {job['error']}"), file=sys.stderr)
-        if failed:
-            sys.exit(failed[0]["exit_code"])
+        code = 0
+        try:
+            folder = Path(config.hydra.sweep.dir)
+            jobs = gather(folder)
+            failed = [job for job in jobs if not job["ok"]]
+            code = failed[0]["exit_code"] if failed else 0
+            rows = as_rows(jobs)
+            shown = [[cell if len(cell) <= 40 else f"{cell[:12]}…" for cell in row] for row in rows]
+            say("\n".join([f"sweep of {counted(len(jobs), 'job')}: {folder}", *table(shown)]))
+            _tell([f"runner: job {job['job']} failed: {job['error']}" for job in failed])
+            write_file(folder / "sweep.json", _json(jobs))
+            text = io.StringIO()
+            csv.writer(text, lineterminator="\n").writerows(rows)
+            write_file(folder / "sweep.csv", text.getvalue().encode())
+        except Exception as error:  # of a callback's errors Hydra makes a warning and exit code 0
+            if not isinstance(error, RunnerError):
+                error = RunnerError(f"{type(error).__name__}: {error}", hint="this is a bug in runner")
+            _tell(error.lines())
+            code = code or error.exit_code
+        if code:
+            sys.exit(code)
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _tell(lines: Sequence[str]) -> None:
+    with suppress(OSError, ValueError):  # a closed stderr changes no exit code
+        for line in lines:
+            print(clip(line), file=sys.stderr, flush=True)
 
 
 def gather(folder: Path) -> list[dict[str, Any]]:
@@ -68,15 +100,19 @@ def gather(folder: Path) -> list[dict[str, Any]]:
         number = job.name.partition("_")[0]
         if not job.is_dir() or not number.isdecimal():
             continue
-        status = job / STATUS
-        ended = json.loads(status.read_text()) if status.is_file() else {**KILLED, "overrides": []}
+        try:
+            ended = json.loads((job / STATUS).read_text())
+        except (OSError, ValueError):  # none, or cut off
+            ended = {**KILLED, "overrides": []}
         jobs.append({"job": int(number), "folder": job.name, **ended})
     return sorted(jobs, key=lambda job: int(job["job"]))
 
 
 def as_rows(jobs: Sequence[dict[str, Any]]) -> list[list[str]]:
     """A table of the jobs: number, swept values, output, digest, distances; the head first."""
-    values = [dict(override.lstrip("+~").split("=", 1) for override in job["overrides"]) for job in jobs]
+    values = [
+        dict(override.lstrip("+~").partition("=")[::2] for override in job["overrides"]) for job in jobs
+    ]
     swept = list(dict.fromkeys(name for value in values for name in value))
     swept = [name for name in swept if len({value.get(name) for value in values}) > 1] or swept
     moved = sorted({name for job in jobs for name in job["summary"].get("moved", {})})

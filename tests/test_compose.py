@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,16 @@ from omegaconf import OmegaConf
 
 from runner.compose import (
     DATA_ROOT,
-    MAX_REFERENCES,
+    MAX_FILES,
     ComposedRecipe,
     recipe_folders,
     recipe_names,
     recipe_of,
     register,
 )
-from runner.errors import KeyPath, RecipeError
+from runner.errors import KeyPath, RecipeError, UsageError
 from runner.recipe import parse_recipe
+from runner.references import MAX_REFERENCES
 
 Write = Callable[..., Path]
 
@@ -200,6 +202,41 @@ def test_a_recipe_can_be_composed_twice_and_changed_in_place(write: Write) -> No
     write(base=BASE, mix=f"defaults: [base@models.a, base@models.b]\n{own}")
     models = composed("mix").tree["models"]
     assert (models["a"]["alpha"], models["b"]["alpha"]) == (0.3, 0.9)
+
+
+def test_the_command_line_puts_a_recipe_in_the_place_of_a_model(write: Write) -> None:
+    other = BASE.replace("0.3", "0.7")
+    write(base=BASE, other=other, mix=f"defaults: [base@models.b]\n{MIX}", plain=BASE)
+    for choice, override in [
+        ("mix", "recipe@recipe.models.b=other"),
+        ("plain", "+recipe@recipe.models.b=other"),
+    ]:
+        recipe = composed(choice, override)
+        assert recipe.tree["models"]["b"]["alpha"] == 0.7
+        assert sorted(file.name for file in recipe.files) == sorted([choice, "other"])
+        assert located(recipe, "models", "b", "alpha") == "other.yaml:3:1"
+        assert located(recipe, "alpha") == f"{choice}.yaml:{4 if choice == 'mix' else 3}:1"
+
+
+def test_the_command_line_can_reach_a_model_of_a_model(write: Write) -> None:
+    write(base=BASE, other=BASE.replace("0.3", "0.7"), mix=f"defaults: [base@models.b]\n{MIX}")
+    recipe = composed("mix", "+recipe@recipe.models.b.models.a=other")
+    assert recipe.tree["models"]["b"]["models"]["a"]["alpha"] == 0.7
+    assert [file.name for file in recipe.files] == ["base", "mix", "other"]
+
+
+def test_a_recipe_from_the_command_line_passes_the_guard(write: Write) -> None:
+    write(mix=BASE, broken="method: yes\n")
+    assert refused("mix", "+recipe@recipe.models.b=broken") == [
+        'broken.yaml:1:9: method: write true or false, or quote it; found "yes"'
+    ]
+
+
+@pytest.mark.parametrize("override", ["+recipe@recipe.output=base", "~recipe@recipe.models.b"])
+def test_a_recipe_from_the_command_line_stands_for_a_model_only(write: Write, override: str) -> None:
+    write(base=BASE, mix=f"defaults: [base@models.b]\n{MIX}")
+    with pytest.raises(UsageError, match="in the place of a model"):
+        composed("mix", override)
 
 
 # Overrides
@@ -401,6 +438,32 @@ def test_the_problems_of_all_files_are_told_and_of_one_twice_composed_once(write
         "one.yaml:2:1",
         "two.yaml:1:8",
     ]
+
+
+def doubling(levels: int) -> dict[str, str]:
+    """Each recipe composes the next one twice."""
+    recipes = {f"r{n}": f"defaults: [r{n + 1}@models.a, r{n + 1}@models.b]\n" for n in range(levels)}
+    return {**recipes, f"r{levels}": BASE}
+
+
+def test_a_recipe_is_composed_of_few_files(write: Write) -> None:
+    write(**doubling(4))
+    assert len(composed("r0").files) == MAX_FILES - 1
+    write(**doubling(5))
+    assert refused("r0") == ['recipe "r0": its defaults lead to more than 32 files']
+
+
+@pytest.mark.parametrize(
+    "recipes",
+    [doubling(40), {f"r{n}": f"defaults: [r{n + 1}]\n" for n in range(1200)} | {"r1200": BASE}],
+    ids=["doubling", "chain"],
+)
+def test_files_that_multiply_are_refused_at_once(write: Write, recipes: dict[str, str]) -> None:
+    write(**recipes)
+    started = time.monotonic()
+    (found,) = refused("r0")
+    assert found.endswith("its defaults lead to more than 32 files")
+    assert time.monotonic() - started < 5
 
 
 MISTAKES: dict[str, tuple[dict[str, str], int, str]] = {

@@ -16,7 +16,7 @@ LAYERS = (
     {"files"},
     {"checkpoint", "methods", "guard"},
     {"formats", "architectures", "digests", "demo_configs", "demo_shapes"},
-    {"demo", "recipe", "write"},
+    {"demo", "recipe", "write", "references"},
     {"weighting"},
     {"resolve"},
     {"plan"},

@@ -34,7 +34,7 @@ def _row_shares(deltas: Sequence[Tensor], pairs: Sequence[tuple[int, int]], clam
     return share.clamp_(0, 1) if clamp else share
 
 
-@method(determinism="stable", elementwise=False, at_least=2)
+@method(determinism="stable", elementwise=False, at_least=2, copies=(1, 4))
 def model_stock(
     base: Weight,
     *models: Delta,

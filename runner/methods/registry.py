@@ -94,6 +94,8 @@ class Method:
         elementwise: whether each element of the result depends only on the same element of the
             operands, so that a tensor may be cut anywhere; it may depend on the parameters.
         draws: whether it takes a keyword `random`, the streams of the merge.
+        copies: how many copies of a tensor it holds at its peak if it takes tensors whole: for each
+            operand, and beside; the memory of a merge is planned by them.
         compat: the tool whose results it reproduces, errors included; None for ours.
         differs: what a compat method does otherwise than the standard one, for the user to read.
         stored: whether operands come in the dtype they are stored in (compat) instead of the compute dtype.
@@ -113,6 +115,7 @@ class Method:
     determinism: Determinism | Callable[..., Determinism]
     elementwise: bool | Callable[..., bool]
     draws: bool
+    copies: tuple[int, int]
     compat: str | None = None
     differs: str = ""
     stored: bool = False
@@ -145,6 +148,7 @@ def method(
     determinism: Determinism | Callable[..., Determinism],
     elementwise: bool | Callable[..., bool],
     at_least: int = 1,
+    copies: tuple[int, int] = (1, 2),
     name: str | None = None,
     compat: tuple[str, ...] = (),
     differs: str = "",
@@ -171,6 +175,7 @@ def method(
                 determinism=determinism,
                 elementwise=elementwise,
                 draws=draws,
+                copies=copies,
                 compat=tool,
                 differs=differs,
                 stored=stored,

@@ -57,4 +57,9 @@ def as_matrix(a: Tensor) -> Tensor:
 
 def row_dots(a: Tensor, b: Tensor) -> Tensor:
     """⟨a_i, b_i⟩ for each row of two matrices, in float64, shape [rows, 1]."""
-    return (a.double() * b.double()).sum(1, keepdim=True)
+    result = a.new_empty((a.shape[0], 1)).double()
+    rows = max(1, PIECE_ELEMENTS * PIECES_AT_A_TIME // max(1, a.shape[1]))
+    for start in range(0, a.shape[0], rows):
+        part = slice(start, start + rows)
+        result[part] = (a[part].double() * b[part].double()).sum(1, keepdim=True)
+    return result

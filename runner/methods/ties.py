@@ -42,6 +42,7 @@ def _dense(density: tuple[float, ...], **_: object) -> bool:
 @method(
     determinism=lambda **parameters: "exact" if _dense(**parameters) else "stable",
     elementwise=_dense,
+    copies=(2, 6),
     result_is=lambda scale, **_: 0 if scale == 0 else None,
 )
 def ties(
