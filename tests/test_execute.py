@@ -237,7 +237,7 @@ def test_a_whole_tensor_method_gets_its_tensors_whole_and_one_at_a_time_if_memor
 ) -> None:
     models = write_models(tmp_path, a=1, b=2)
     tree = {"method": "test_mean", "models": {"a": "a.safetensors", "b": "b.safetensors"}}
-    for budget in (None, 100_000):
+    for budget in (None, 150_000):
         for key, tensor in merged(tree, tmp_path, tmp_path / f"{budget}", host_budget=budget).items():
             a, b = (models[name][key].float() for name in "ab")
             if a.numel():

@@ -523,6 +523,15 @@ def test_ties_where_the_votes_are_equal() -> None:
     close(run("ties", base, x, y, tensor(-1, -1, -1, -4), vote="count"), tensor(-1, -1.5, -1, -2.5))
 
 
+@pytest.mark.parametrize("density", [0.1, 0.5, 0.9])
+def test_ties_of_equal_magnitudes_keeps_the_first(density: float) -> None:
+    base, *deltas = (one.round() for one in normal((7, 9), 4))
+    expected = ties_of(*(one.numpy() for one in (base, *deltas)), density=density)
+    close(run("ties", base, *deltas, density=density), expected)
+    ones = torch.ones(10, dtype=torch.float64)
+    close(run("ties", 0 * ones, -ones, density=0.3), tensor(-1, -1, -1, 0, 0, 0, 0, 0, 0, 0))
+
+
 @pytest.mark.parametrize("density", [0.5, 1.0])
 @pytest.mark.parametrize("name", ["task_arithmetic", "ties", "dare_linear", "dare_ties"])
 def test_equal_models_give_the_base(name: str, density: float) -> None:
