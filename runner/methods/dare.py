@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 def _masked(
     models: Sequence[Tensor], weights: list[float], densities: list[float], rescale: str, random: Random
 ) -> list[Tensor]:
-    """Each difference with a random part kept, weighted and rescaled."""
+    """Each difference that counts with a random part kept, weighted and rescaled."""
     masked = []
     for number, (model, weight, density) in enumerate(zip(models, weights, densities, strict=True), start=1):
+        if weight == 0:
+            continue
         if density == 1:
             masked.append(model * weight)
             continue
@@ -86,4 +88,7 @@ def dare_ties(
     """
     weights = each(weight, len(models))
     deltas = _masked(models, weights, each(density, len(models)), rescale, random)
-    return elect(deltas, weights, vote, normalize).mul_(scale).add_(base)
+    if not deltas:
+        return base.clone()
+    used = [one for one in weights if one != 0]
+    return elect(deltas, used, vote, normalize).mul_(scale).add_(base)

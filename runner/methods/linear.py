@@ -8,9 +8,9 @@ from runner.methods.registry import PerModel, Weight, each, method
 
 def _coefficients(weights: list[float], normalize: bool) -> list[float]:
     total = sum(weights)
-    if normalize and abs(total) < 1e-8 * sum(map(abs, weights)):
+    if normalize and abs(total) <= 1e-8 * sum(map(abs, weights)):
         raise RecipeError("linear: the weights add up to 0; give others, or normalize: false")
-    return [one / total for one in weights] if normalize and total else weights
+    return [one / total for one in weights] if normalize else weights
 
 
 def _only(weight: tuple[float, ...], normalize: bool) -> int | None:

@@ -45,7 +45,6 @@ def _by_rows(a: Tensor, b: Tensor, alpha: float, magnitude: str) -> Tensor:
     determinism="stable",
     elementwise=False,
     copies=(2, 3),
-    idempotent=True,
     result_is=lambda alpha, **_: {0: 0, 1: 1}.get(alpha),
 )
 def slerp(
@@ -70,6 +69,8 @@ def slerp(
 
     Source: Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985.
     """
+    if a.equal(b):
+        return a.clone()
     if per == "tensor":
         share_a, share_b = _shares(dot(a, b), norm(a), norm(b), alpha, magnitude)
         return (a * share_a).add_(b * share_b)

@@ -57,6 +57,8 @@ def as_matrix(a: Tensor) -> Tensor:
 
 def row_dots(a: Tensor, b: Tensor) -> Tensor:
     """⟨a_i, b_i⟩ for each row of two matrices, in float64, shape [rows, 1]."""
+    if a.shape[1] > PIECE_ELEMENTS:  # a row that torch's threads would share
+        return a.double().new_tensor([[dot(row_a, row_b)] for row_a, row_b in zip(a, b, strict=True)])
     result = a.new_empty((a.shape[0], 1)).double()
     rows = max(1, PIECE_ELEMENTS * PIECES_AT_A_TIME // max(1, a.shape[1]))
     for start in range(0, a.shape[0], rows):

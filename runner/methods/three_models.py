@@ -8,7 +8,12 @@ from runner.methods.registry import Range, Weight, method
 
 
 def _combined(a: Weight, b: Weight, c: Weight, shares: tuple[float, float, float]) -> Weight:
-    return (a * shares[0]).add_(b * shares[1]).add_(c * shares[2])
+    # A share of 0 leaves its model out: what is not finite in it does not matter.
+    terms = [model * share for model, share in zip((a, b, c), shares, strict=True) if share != 0]
+    result = terms[0] if terms else a * 0
+    for term in terms[1:]:
+        result.add_(term)
+    return result
 
 
 @method(

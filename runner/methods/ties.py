@@ -31,7 +31,7 @@ def elect(deltas: Sequence[Tensor], weights: Sequence[float], vote: str, normali
     for delta, weight in zip(deltas, weights, strict=True):
         agrees = ((delta > 0) & positive) | ((delta < 0) & ~positive)
         result.add_(delta * agrees)
-        shares.add_(agrees * abs(weight))
+        shares.add_(agrees.to(shares.dtype).mul_(abs(weight)))
     return result.div_(shares.masked_fill_(shares == 0, 1)) if normalize else result
 
 
@@ -68,8 +68,11 @@ def ties(
     Source: Yadav et al., TIES-Merging, https://arxiv.org/abs/2306.01708.
     """
     weights, densities = each(weight, len(models)), each(density, len(models))
-    trimmed = [
-        model * one if kept == 1 else model * one * largest(model, kept)
-        for model, one, kept in zip(models, weights, densities, strict=True)
-    ]
-    return elect(trimmed, weights, vote, normalize).mul_(scale).add_(base)
+    used = [number for number, one in enumerate(weights) if one != 0]
+    if not used:
+        return base.clone()
+    trimmed = [models[n] * weights[n] for n in used]
+    for delta, n in zip(trimmed, used, strict=True):
+        if densities[n] < 1:
+            delta.mul_(largest(models[n], densities[n]))
+    return elect(trimmed, [weights[n] for n in used], vote, normalize).mul_(scale).add_(base)

@@ -9,7 +9,7 @@ from runner.methods.registry import Range, Weight, method
 
 @method(determinism="exact", elementwise=True, result_is=lambda alpha: 0 if alpha == 0 else None)
 def train_difference(
-    a: Weight, b: Weight, c: Weight, *, alpha: Annotated[float, Range(0, 10)] = 1.0
+    a: Weight, b: Weight, c: Weight, *, alpha: Annotated[float, Range(0, 10, "warn")] = 1.0
 ) -> Weight:
     """a + 1.8·alpha·s·(b − c) with s = |b − a| / (|b − a| + |b − c|), and s = 0 where b = a.
 

@@ -88,7 +88,7 @@ def test_the_operand_a_method_names_as_its_result_is_its_result(method: Method) 
     count = max(2, method.variadic or 0)
     for value in (0.0, 0.3, 1.0):
         numbers: dict[str, Any] = {
-            name: (value, *(0.0,) * (count - 1)) if parameter.per_model else value
+            name: (max(value, 0.3), *(0.0,) * (count - 1)) if parameter.per_model else value
             for name, parameter in method.parameters.items()
             if not parameter.choices and name != "density"
         }

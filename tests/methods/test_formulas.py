@@ -358,11 +358,6 @@ def test_the_formula_in_single(
     close(result, REFERENCES[name](*(one.double().numpy() for one in operands), **parameters), 2e-6)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="elect: `agrees * abs(weight)` is bool times float, which torch makes float32: in float64 the "
-    "sum of the weights is rounded to float32 first, 2e-8 off (methods.md R2, R3)",
-)
 @pytest.mark.parametrize("name", ["ties", "dare_ties"])
 def test_a_mean_in_double_has_its_weights_in_double(name: str) -> None:
     operands = normal((7, 9), 4)
@@ -446,27 +441,20 @@ def test_the_numbers_of_the_catalogue() -> None:
 
 # A coefficient of 0 (R4): what the model holds must not matter.
 
-UNUSED = "a term whose coefficient is 0 is evaluated, so NaN and Inf of an unused operand leak (R4)"
-
 
 @pytest.mark.parametrize(
     ("name", "parameters", "unused"),
     [
         ("linear", {"weight": [0.5, 0.0, 0.5]}, 1),
         ("task_arithmetic", {"weight": [0.0, 0.5]}, 1),
-        *(
-            pytest.param(*case, marks=pytest.mark.xfail(strict=True, reason=UNUSED))
-            for case in (
-                ("triple_sum", {"alpha": 0.0, "beta": 0.5}, 1),
-                ("triple_sum", {"alpha": 0.5, "beta": 0.0}, 2),
-                ("triple_sum", {"alpha": 0.5, "beta": 0.5}, 0),
-                ("sum_twice", {"alpha": 0.5, "beta": 0.0}, 2),
-                ("sum_twice", {"alpha": 0.0, "beta": 0.5}, 1),
-                ("ties", {"weight": [0.0, 0.5]}, 1),
-                ("dare_linear", {"weight": [0.0, 0.5], "density": 0.5}, 1),
-                ("dare_ties", {"weight": [0.0, 0.5], "density": 0.5}, 1),
-            )
-        ),
+        ("triple_sum", {"alpha": 0.0, "beta": 0.5}, 1),
+        ("triple_sum", {"alpha": 0.5, "beta": 0.0}, 2),
+        ("triple_sum", {"alpha": 0.5, "beta": 0.5}, 0),
+        ("sum_twice", {"alpha": 0.5, "beta": 0.0}, 2),
+        ("sum_twice", {"alpha": 0.0, "beta": 0.5}, 1),
+        ("ties", {"weight": [0.0, 0.5]}, 1),
+        ("dare_linear", {"weight": [0.0, 0.5], "density": 0.5}, 1),
+        ("dare_ties", {"weight": [0.0, 0.5], "density": 0.5}, 1),
     ],
 )
 def test_an_unused_operand_does_not_leak(name: str, parameters: dict[str, Any], unused: int) -> None:
@@ -486,10 +474,7 @@ def test_an_unused_operand_does_not_leak(name: str, parameters: dict[str, Any], 
         "dare_linear",
     ],
 )
-def test_weights_of_0_give_the_base(name: str, normalize: bool, request: pytest.FixtureRequest) -> None:
-    if name == "dare_linear" and normalize:
-        reason = "scale / Σ|w| with all weights 0 is a ZeroDivisionError; it must be the base"
-        request.node.add_marker(pytest.mark.xfail(strict=True, raises=ZeroDivisionError, reason=reason))
+def test_weights_of_0_give_the_base(name: str, normalize: bool) -> None:
     base, *deltas = normal((7,), 3)
     assert torch.equal(run(name, base, *deltas, weight=0.0, normalize=normalize), base)
 
@@ -640,15 +625,7 @@ def test_rows_of_a_convolution_are_its_filters() -> None:
         "triple_sum",
         "sum_twice",
         "linear",
-        pytest.param(
-            "slerp",
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="slerp says it is idempotent, so single elements on which float32 models agree are "
-                "restored; but its shares do not add up to 1: only equal tensors give the common value "
-                "(R4 names the two-product forms alone)",
-            ),
-        ),
+        "slerp",
     ],
 )
 def test_a_merge_of_float32_is_the_formula_where_elements_agree(name: str, tmp_path: Path) -> None:
@@ -855,15 +832,7 @@ def test_dot_takes_any_layout() -> None:
         (2, 200_001),
         (40, 3000),
         (1, 32768),
-        pytest.param(
-            (1, 32769),
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="row_dots sums a lone row of more than 32,768 elements with as many threads as torch "
-                "has, which changes its last bits (per: row of a bias, per: column of one column). Runs "
-                "are not affected: workers have one thread each",
-            ),
-        ),
+        (1, 32769),
     ],
     ids=str,
 )

@@ -1,0 +1,422 @@
+"""Writes expected.safetensors: what other mergers compute from small seeded tensors.
+
+Not run by the tests, which only read the file (and take `inputs` from here). To make it again, from
+the root of the repository, with ENV an environment that has runner, pydantic and click:
+
+    python3.11 -m venv peers
+    peers/bin/pip install --no-deps mergekit==0.1.5 sd-mecha==1.1.8 peft==0.21.2
+    peers/bin/pip install --no-deps scipy==1.17.1 fuzzywuzzy==0.18.0
+    echo ENV/lib/python3.11/site-packages > peers/lib/python3.11/site-packages/zz_torch.pth
+    peers/bin/python tests/methods/oracles/make.py
+
+It was made with torch 2.14.1, numpy 2.4.6, transformers 5.24.0 and accelerate 1.15.0; made again, it
+was the same to the byte.
+
+The peers' own functions are called, in float64, with nothing of runner in between. The metadata of
+the file holds one JSON object, `oracles`: the versions, and for each case how the inputs are made,
+what was called, our method and parameters, and, where we differ on purpose, how (`differs`).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+EXPECTED = Path(__file__).with_name("expected.safetensors")
+PACKAGES = ("mergekit", "sd-mecha", "peft", "torch", "numpy")
+
+
+def inputs(seed: int, count: int, shape: Sequence[int], near: float | None) -> list[Tensor]:
+    """Seeded float64 tensors, the same bits with every version of everything.
+
+    Args:
+        seed: key of a Philox stream.
+        count: how many tensors.
+        shape: of each.
+        near: None: independent, uniform in −1 to 1. A number: the first plus that number times
+            differences that have two thirds of their length in common, as fine-tunes have.
+    """
+    elements = int(np.prod(shape, dtype=np.int64))
+    words = np.random.Philox(key=seed).random_raw((count + 1) * elements)
+    # Multiples of 2^-19: differences are exact in float32 too, in which peers compare magnitudes.
+    numbers = (words >> np.uint64(44)).astype(np.float64) * 2.0**-19 - 1
+    common, first, *others = (
+        torch.from_numpy(part.copy()).reshape(tuple(shape)) for part in np.split(numbers, count + 1)
+    )
+    if near is not None:
+        others = [first + near * (common + 0.5 * other) for other in others]
+    return [first, *others]
+
+
+Call = Callable[[list[Tensor]], Tensor]
+CASES: dict[str, tuple[dict[str, Any], Call]] = {}
+
+
+def case(
+    name: str,
+    call: Call,
+    method: str,
+    *,
+    shape: tuple[int, ...] = (7, 9),
+    count: int = 4,
+    near: float | None = None,
+    differs: str = "",
+    **parameters: Any,
+) -> None:
+    """Adds a case: `call` is the peer's, `method` and `parameters` are ours."""
+    recipe = {
+        "seed": 1000 + len(CASES),
+        "shape": shape,
+        "count": count,
+        "near": near,
+        "method": method,
+        "parameters": parameters,
+        "differs": differs,
+    }
+    CASES[name] = (recipe, call)
+
+
+def mergekit_cases() -> None:
+    """mergekit: the kernels behind its configuration files.
+
+    A `lambda` there is a scale here; the first model is the base.
+    """
+    from mergekit.merge_methods import registry
+    from mergekit.merge_methods.base import TensorBatch, TensorGroup
+    from mergekit.merge_methods.linear import linear_merge
+    from mergekit.merge_methods.model_stock import model_stock_merge_method
+    from mergekit.merge_methods.slerp import slerp as mergekit_slerp
+
+    def linear(*weight: float, normalize: bool) -> Call:
+        def call(models: list[Tensor]) -> Tensor:
+            batch = TensorBatch(tuple(model[None] for model in models))
+            weights = torch.tensor([weight], dtype=torch.float64)
+            return linear_merge.merge_batch(batch, weight=weights, normalize=normalize)[0]
+
+        return call
+
+    def generalized(name: str, weight: Sequence[float], density: Sequence[float], **options: Any) -> Call:
+        def call(models: list[Tensor]) -> Tensor:
+            merger = registry.get(name)
+            names = ["base", *map(str, range(1, len(models)))]
+            group = TensorGroup.from_tensors(models, ids=names, base_index=0)
+            return merger.merge_group(
+                group,
+                weight=dict(zip(names[1:], weight, strict=True)),
+                density=dict(zip(names[1:], density, strict=True)),
+                **{"int8_mask": False, "rescale": False, "lambda": 1.0, **options},
+            )
+
+        return call
+
+    def stock(filter_wise: bool) -> Call:
+        def call(models: list[Tensor]) -> Tensor:
+            group = TensorGroup.from_tensors(models, base_index=0)
+            return model_stock_merge_method.merge_group(group, filter_wise=filter_wise)
+
+        return call
+
+    def slerp(t: float, rows: bool = False) -> Call:
+        def call(models: list[Tensor]) -> Tensor:
+            a, b = models
+            if rows:
+                return mergekit_slerp(torch.full((a.shape[0],), t, dtype=torch.float64), a, b)
+            return mergekit_slerp(torch.tensor([t], dtype=torch.float64), a[None], b[None])[0]
+
+        return call
+
+    conv, dense = (4, 3, 3, 3), (1.0, 1.0, 1.0)
+    case(
+        "mergekit/linear",
+        linear(0.5, 0.3, 0.9, normalize=True),
+        "linear",
+        count=3,
+        weight=[0.5, 0.3, 0.9],
+        normalize=True,
+    )
+    case(
+        "mergekit/linear/plain",
+        linear(0.5, -0.3, 0.9, normalize=False),
+        "linear",
+        count=3,
+        weight=[0.5, -0.3, 0.9],
+        normalize=False,
+    )
+    case(
+        "mergekit/task_arithmetic",
+        generalized("task_arithmetic", [0.75, -0.5, 1.25], dense, normalize=False, **{"lambda": 0.8}),
+        "task_arithmetic",
+        weight=[0.75, -0.5, 1.25],
+        scale=0.8,
+    )
+    case(
+        "mergekit/task_arithmetic/normalize",
+        generalized("task_arithmetic", [0.75, 0.5, 1.25], dense, normalize=True),
+        "task_arithmetic",
+        weight=[0.75, 0.5, 1.25],
+        normalize=True,
+    )
+    case(
+        "mergekit/task_arithmetic/negative",
+        generalized("task_arithmetic", [0.75, -0.5, 1.25], dense, normalize=True),
+        "task_arithmetic",
+        weight=[0.75, -0.5, 1.25],
+        normalize=True,
+        differs="divides by the sum of the weights, which can cancel; ours by that of their magnitudes",
+    )
+    for label, shape in {"": (7, 9), "/conv": conv, "/bias": (90,), "/one": (1,)}.items():
+        case(
+            f"mergekit/ties{label}",
+            generalized("ties", [0.75, 0.5, 1.25], [0.6, 0.3, 0.7], normalize=True, **{"lambda": 0.8}),
+            "ties",
+            shape=shape,
+            weight=[0.75, 0.5, 1.25],
+            density=[0.6, 0.3, 0.7],
+            scale=0.8,
+        )
+    case(
+        "mergekit/ties/sum",
+        generalized("ties", [0.75, -0.5, 1.25], [0.6, 0.3, 0.7], normalize=False),
+        "ties",
+        weight=[0.75, -0.5, 1.25],
+        density=[0.6, 0.3, 0.7],
+        normalize=False,
+    )
+    case(
+        "mergekit/ties/negative",
+        generalized("ties", [0.75, -0.5, 1.25], [0.6, 0.3, 0.7], normalize=True),
+        "ties",
+        weight=[0.75, -0.5, 1.25],
+        density=[0.6, 0.3, 0.7],
+        differs="divides by the sum of the weights that agree; ours by that of their magnitudes",
+    )
+    for name in ("dare_linear", "dare_ties"):
+        case(
+            f"mergekit/{name}",
+            generalized(name, [0.75, -0.5, 1.25], dense, normalize=False, rescale=True, **{"lambda": 0.8}),
+            name,
+            weight=[0.75, -0.5, 1.25],
+            density=[1.0, 1.0, 1.0],
+            scale=0.8,
+        )
+    for label, shape in {"": (7, 9), "/conv": conv, "/bias": (9,), "/one": (1,)}.items():
+        case(f"mergekit/slerp{label}", slerp(0.3), "slerp", shape=shape, count=2, alpha=0.3)
+    for label, shape in {"/row": (7, 9), "/row/conv": conv, "/row/column": (5, 1)}.items():
+        case(
+            f"mergekit/slerp{label}",
+            slerp(0.3, rows=True),
+            "slerp",
+            shape=shape,
+            count=2,
+            alpha=0.3,
+            per="row",
+        )
+    case(
+        "mergekit/slerp/near",
+        slerp(0.3),
+        "slerp",
+        count=2,
+        near=0.02,
+        alpha=0.3,
+        differs="linear where |cos| > .9995; ours only where sin < 1e-6",
+    )
+    for label, shape in {"": (7, 9), "/conv": conv, "/bias": (9,)}.items():
+        case(f"mergekit/model_stock{label}", stock(False), "model_stock", shape=shape, near=0.01)
+    case("mergekit/model_stock/apart", stock(False), "model_stock")
+    case("mergekit/model_stock/row", stock(True), "model_stock", near=0.01, per="row")
+    case("mergekit/model_stock/row/bias", stock(True), "model_stock", shape=(9,), near=0.01, per="row")
+    case(
+        "mergekit/model_stock/row/conv",
+        stock(True),
+        "model_stock",
+        shape=conv,
+        near=0.01,
+        per="row",
+        differs="the rows of a convolution are those of its kernels, of 3 numbers; ours are its filters",
+    )
+    case(
+        "mergekit/model_stock/tiny",
+        stock(False),
+        "model_stock",
+        shape=(320,),
+        near=1e-5,
+        differs="products of norms below 1e-6 count as 1e-6, which draws small differences to the base",
+    )
+
+
+def sd_mecha_cases() -> None:
+    """sd-mecha: the functions under its decorator."""
+    from sd_mecha.extensions.builtin.merge_methods import linear, ties
+
+    def number(value: float) -> Tensor:
+        return torch.tensor(value, dtype=torch.float64)
+
+    def weighted_sum(models: list[Tensor]) -> Tensor:
+        a, b = models
+        return linear.weighted_sum.__wrapped__({"key": a}, {"key": b}, number(0.3), key="key")
+
+    def add_difference(models: list[Tensor]) -> Tensor:
+        a, b, c = models
+        delta = linear.subtract.__wrapped__(b, c)
+        return linear.add_difference.__wrapped__({"key": a}, {"key": delta}, number(0.7), key="key")
+
+    def train_difference(models: list[Tensor]) -> Tensor:
+        a, b, c = models
+        mask = linear.train_difference_mask.__wrapped__(a, b, c, number(0.7))
+        delta = linear.subtract.__wrapped__(b, c)
+        return linear.add_difference.__wrapped__({"key": a}, {"key": delta}, mask, key="key")
+
+    def equal_in_part(models: list[Tensor]) -> Tensor:
+        a, b, _ = models
+        return train_difference([a, b, b])  # 0 / (|b − a| + 0)
+
+    def n_average(models: list[Tensor]) -> Tensor:
+        return linear.n_average.__wrapped__(*({"key": model} for model in models), key="key")
+
+    def slerp(models: list[Tensor]) -> Tensor:
+        a, b = models
+        return linear.slerp.__wrapped__(a, b, number(0.3))
+
+    def opposite(models: list[Tensor]) -> Tensor:
+        (a,) = models
+        return linear.slerp.__wrapped__(a, -a, number(0.3))
+
+    def of_deltas(function: Any, **options: Any) -> Call:
+        def call(models: list[Tensor]) -> Tensor:
+            base, *others = models
+            return base + function.__wrapped__(*(model - base for model in others), **options)
+
+        return call
+
+    conv = (4, 3, 3, 3)
+    case("sd-mecha/weighted_sum", weighted_sum, "weighted_sum", count=2, alpha=0.3)
+    case("sd-mecha/add_difference", add_difference, "add_difference", count=3, alpha=0.7)
+    case("sd-mecha/train_difference", train_difference, "train_difference", count=3, alpha=0.7)
+    case("sd-mecha/n_average", n_average, "linear", count=3)
+    for label, shape in {"": (7, 9), "/conv": conv, "/bias": (9,)}.items():
+        case(f"sd-mecha/slerp{label}", slerp, "slerp", shape=shape, count=2, alpha=0.3, magnitude="lerp")
+    case(
+        "sd-mecha/slerp/opposite",
+        opposite,
+        "slerp",
+        count=1,
+        alpha=0.3,
+        magnitude="lerp",
+        differs="opposite vectors are divided by a sine that is rounding noise; ours turns linear",
+    )
+    case("sd-mecha/ties/mass", of_deltas(ties.ties_sum, k=1.0, vote_sgn=True), "ties")
+    case("sd-mecha/ties/count", of_deltas(ties.ties_sum, k=1.0), "ties", vote="count")
+    case(
+        "sd-mecha/ties/draw",
+        of_deltas(ties.ties_sum, k=1.0),
+        "ties",
+        count=3,
+        vote="count",
+        differs="an equal vote gives 0; ours the positive side",
+    )
+    case(
+        "sd-mecha/ties/trim",
+        of_deltas(ties.ties_sum, k=0.5, vote_sgn=True),
+        "ties",
+        shape=(10,),
+        density=0.5,
+        differs="keeps what is at least the int((1 - k) N)-th smallest: 6 of 10 at k = .5; ours 5",
+    )
+    stock: dict[str, Any] = {"per": "row", "cosine_of": "adjacent", "near": 0.01}
+    case("sd-mecha/model_stock", of_deltas(ties.model_stock), "model_stock", **stock)
+    case("sd-mecha/model_stock/bias", of_deltas(ties.model_stock), "model_stock", shape=(9,), **stock)
+    case(
+        "sd-mecha/model_stock/conv",
+        of_deltas(ties.model_stock),
+        "model_stock",
+        shape=conv,
+        **stock,
+        differs="the rows of a convolution are those of its kernels, of 3 numbers; ours are its filters",
+    )
+
+
+def peft_cases() -> None:
+    """PEFT: its functions for adapters' weights, applied to differences."""
+    from peft.utils import merge_utils
+
+    def of_deltas(function: Any, weight: Sequence[float], **options: Any) -> Call:
+        def call(models: list[Tensor]) -> Tensor:
+            base, *others = models
+            weights = torch.tensor(weight, dtype=torch.float64)
+            return base + function([model - base for model in others], weights, **options)
+
+        return call
+
+    some = [0.75, -0.5, 1.25]
+    case(
+        "peft/task_arithmetic",
+        of_deltas(merge_utils.task_arithmetic, some),
+        "task_arithmetic",
+        weight=some,
+    )
+    for label, vote, theirs in (("mass", "mass", "total"), ("count", "count", "frequency")):
+        case(
+            f"peft/ties/{label}",
+            of_deltas(merge_utils.ties, [1.0] * 3, density=0.6, majority_sign_method=theirs),
+            "ties",
+            density=0.6,
+            vote=vote,
+        )
+    case(
+        "peft/ties/weights",
+        of_deltas(merge_utils.ties, [0.75, 0.5, 1.25], density=0.6),
+        "ties",
+        density=0.6,
+        weight=[0.75, 0.5, 1.25],
+        differs="weights after the election, and divides by the number of models that agree",
+    )
+    case(
+        "peft/ties/one",
+        of_deltas(merge_utils.ties, [1.0] * 3, density=0.6),
+        "ties",
+        shape=(1,),
+        density=0.6,
+        differs="keeps int(density N) elements, so none of one; ours at least one",
+    )
+    for name in ("dare_linear", "dare_ties"):
+        case(
+            f"peft/{name}",
+            of_deltas(getattr(merge_utils, name), [1.0] * 3, density=1.0),
+            name,
+            density=[1.0, 1.0, 1.0],
+            **({"normalize": True} if name == "dare_ties" else {}),
+        )
+
+
+def main() -> None:
+    """Calls every peer and writes the file."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    mergekit_cases()
+    sd_mecha_cases()
+    peft_cases()
+    expected = {
+        name: call(inputs(recipe["seed"], recipe["count"], recipe["shape"], recipe["near"])).contiguous()
+        for name, (recipe, call) in CASES.items()
+    }
+    assert all(tensor.dtype == torch.float64 for tensor in expected.values())
+    about = {
+        "versions": {peer: version(peer) for peer in PACKAGES},
+        "cases": {name: recipe for name, (recipe, _) in CASES.items()},
+    }
+    save_file(expected, EXPECTED, {"oracles": json.dumps(about, sort_keys=True)})
+    sys.stdout.write(f"{EXPECTED}: {len(expected)} cases, {EXPECTED.stat().st_size} bytes\n")
+
+
+if __name__ == "__main__":
+    main()
