@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -28,7 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runner.compose import DATA_ROOT, recipe_folders, recipe_names, recipe_of, register
+from runner.compose import DATA_ROOT, is_file, recipe_folders, recipe_names, recipe_of, register
 from runner.config import settings_of
 from runner.errors import Interrupted, OutputError, RecipeError, RunnerError, UsageError, nearest, quote
 from runner.record import RunRecord
@@ -36,6 +37,7 @@ from runner.sweep import write_status
 from runner.write import write_file
 
 log = logging.getLogger("runner")
+MAX_SLUG = 80  # characters of the name of a run's folder
 _DEBUG = "HYDRA_FULL_ERROR"  # set by the user: tracebacks are shown
 
 
@@ -115,10 +117,14 @@ def _job(
     # The models of a sweep must not replace each other.
     own = settings.output_dir / folder.name
     try:
-        own.mkdir(exist_ok=True)
-        return run_recipe(recipe, replace(settings, output_dir=own), folder).summary()
+        own.mkdir()
+    except FileExistsError as error:
+        hint = "give another output_dir; the models of a sweep are never replaced"
+        raise UsageError(f"output folder {quote(own)} is there already", hint=hint) from error
     except OSError as error:
         raise OutputError(f"output folder {quote(settings.output_dir)}: {error.strerror}") from error
+    try:
+        return run_recipe(recipe, replace(settings, output_dir=own), folder).summary()
     finally:
         with suppress(OSError):
             own.rmdir()  # succeeds only if nothing was written there
@@ -139,7 +145,7 @@ def tell(error: BaseException, logged: Path | None = None) -> int:
     if isinstance(error, KeyboardInterrupt):
         error = Interrupted(signal.SIGINT)
     if isinstance(error, Interrupted):
-        _print("runner: interrupted. No output was written.")
+        _print("runner: interrupted. Nothing unfinished is left behind.")
         return error.exit_code
     if not isinstance(error, RunnerError):
         error = _translated(error)
@@ -167,15 +173,19 @@ def _translated(error: BaseException) -> RunnerError:
         if group == "recipe":
             folders = ", ".join(map(str, recipe_folders()))
             hint = f"recipes are looked for in {folders}; RUNNER_RECIPES=FOLDER adds one"
+            if is_file(Path(name)) or is_file(Path(f"{name}.yaml")):
+                hint = f"a path must be absolute: recipe={Path(name).absolute()}"
             return RecipeError(f"no recipe {quote(name)}{nearest(name, known)}", hint=hint)
         suggestion = nearest(name, known) or f" (there are: {', '.join(known)})"
         return UsageError(f"{group}={name}: there is no such {group}{suggestion}")
     if isinstance(error, RecursionError):
         return RecipeError("a recipe's defaults lead back to itself")
     if isinstance(error, OSError):  # Hydra could not make the folder of the run
-        return OutputError(f"{quote(error.filename or 'the folder of the run')}: {error.strerror or error}")
+        what = f"{quote(error.filename)}: " if error.filename else ""
+        return OutputError(f"{what}{error.strerror or error}")
     if isinstance(error, OverrideParseException):
-        return UsageError(f"{quote(error.override)}: {error.message.splitlines()[0]}", hint="KEY=VALUE")
+        hint = "quote the value, and all for the shell: \"recipe.models.a='my model.safetensors'\""
+        return UsageError(f"{quote(error.override)}: {error.message.splitlines()[0]}", hint=hint)
     if isinstance(error, ConfigCompositionException):
         found = re.search(r"Could not override '([^']+)'", str(error))
         if found:
@@ -218,7 +228,11 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 def slug(text: str) -> str:
     """A text as the name of a folder: short, without separators."""
     text = text.removesuffix(".yaml").rpartition("/")[2] if "=" not in text else text
-    return re.sub(r"[^\w.=,+-]+", "-", text, flags=re.ASCII).strip("-.")[:80] or "run"
+    name = re.sub(r"[^\w.=,+-]+", "-", text, flags=re.ASCII).strip("-.") or "run"
+    if len(name) <= MAX_SLUG:
+        return name
+    # What is cut off still tells two texts apart.
+    return f"{name[: MAX_SLUG - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 if __name__ == "__main__":

@@ -191,6 +191,8 @@ def recipe_of(config: DictConfig, choice: str, overrides: Sequence[str]) -> Comp
     def locate(path: KeyPath) -> Location:
         if any(path[: len(changed)] == changed for changed in overridden):
             return _COMMAND_LINE
+        if path not in written and any(changed[: len(path)] == path for changed in overridden):
+            return _COMMAND_LINE
         for length in range(len(path), 0, -1):
             if path[:length] in written:
                 return written[path[:length]]

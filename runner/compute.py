@@ -13,10 +13,7 @@ from torch import Tensor
 from runner.errors import IncompatibleError, KeyPath, NumericError, escape, quote
 from runner.methods.random import Random
 from runner.plan import Job, Load, Plan
-from runner.tensors import DTYPES, TensorSpec
-
-# Sums are taken over pieces of this many elements, so that they do not depend on tiles and threads.
-SUM_ELEMENTS = 32768
+from runner.tensors import DTYPES, SUM_ELEMENTS, TensorSpec
 
 
 def torch_dtype(spec: TensorSpec) -> torch.dtype:
@@ -94,10 +91,10 @@ class Scratch:
 
     def _merge(self, job: Job, start: int, count: int, out: memoryview, device: torch.device) -> Moved:
         operands = [self._load(at, load, start, count) for at, load in enumerate(job.loads)]
-        result, first = self._apply(job, operands, start, count, device)
+        result, original = self._apply(job, operands, start, count, device)
         target = torch.frombuffer(out, dtype=torch_dtype(job.spec), count=count)
         target.copy_(result.reshape(-1))
-        moved = self._moved(target, first, len(operands))
+        moved = self._moved(target, original, len(operands))
         # What is not finite in the result is not in the sums either; 8-bit types would hide it.
         if (
             not (math.isfinite(sum(moved.difference)) and DTYPES[job.spec.dtype].bits > 8)
@@ -117,13 +114,17 @@ class Scratch:
             source = self._load(0, load, start, count)
         for other in job.equal:
             self._check_equal(job, load, other, start, count)
-        if not stored.is_float or not count:
+        if not count:
             return
         target = torch.frombuffer(out, dtype=torch_dtype(job.spec), count=count)
         if not same:
             target.copy_(source)
+        if job.nonfinite or not stored.is_float:
+            return
+        if not same and DTYPES[job.spec.dtype].bits <= 8:  # the cast hides what it cannot hold
+            self._check(job, source, [source], start)
         wide = self._float(0, count, torch.float64 if job.spec.dtype == "F64" else torch.float32)
-        if not job.nonfinite and not math.isfinite(torch.linalg.vector_norm(wide.copy_(target))):
+        if not math.isfinite(torch.linalg.vector_norm(wide.copy_(target))):
             self._check(job, target if same else source, [target if same else source], start)
 
     def _check_equal(self, job: Job, first: Load, other: Load, start: int, count: int) -> None:
@@ -161,29 +162,42 @@ class Scratch:
     def _apply(
         self, job: Job, operands: Sequence[Tensor], start: int, count: int, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """The result of the last step, and its first operand: both in the compute dtype."""
+        """The result of the last step, and the first load: both in the compute dtype."""
         compute = getattr(torch, job.compute)
         shape = (count,) if job.elementwise else job.spec.shape
         values: list[Tensor] = []
+        cast: dict[int, Tensor] = {}
         # Rounding to 16 bits restores the common value of 16-bit operands by itself.
         wide = max(DTYPES[spec.dtype].bits for spec in (job.spec, *map(self._plan.spec, job.loads))) > 16
 
-        def operand(at: int, stored: bool, first: bool) -> Tensor:
+        def operand(at: int) -> Tensor:
+            """A load or the value of a step, in the compute dtype."""
+            if at >= len(operands):
+                return values[at - len(operands)].to(compute)
+            if at not in cast:
+                tensor = operands[at]
+                if device.type != "cpu":
+                    tensor = tensor.to(device).to(compute)
+                elif tensor.dtype != compute:
+                    tensor = self._float(at, count, compute).copy_(tensor)
+                cast[at] = tensor.reshape(shape)
+            return cast[at]
+
+        def stored(at: int, as_loaded: torch.dtype | None) -> Tensor:
+            """For compat: a as the tool loaded it, the others as they are in the file."""
             if at >= len(operands):
                 return values[at - len(operands)]
-            if stored:  # compat: a in the dtype it was loaded in, the others as they are in the file
-                as_loaded = first and operands[at].is_floating_point()
-                dtype = torch_dtype(job.spec) if as_loaded else operands[at].dtype
-                return operands[at].to(device, dtype).reshape(shape)
-            if device.type != "cpu":
-                return operands[at].to(device).to(compute).reshape(shape)
-            if operands[at].dtype == compute:
-                return operands[at].reshape(shape)
-            return self._float(at, count, compute).copy_(operands[at]).reshape(shape)
+            tensor = operands[at]
+            dtype = as_loaded if as_loaded and tensor.is_floating_point() else tensor.dtype
+            return tensor.to(device, dtype).reshape(shape)
 
         for step in job.steps:
-            stored = step.method.stored
-            arguments = [operand(at, stored, number == 0) for number, at in enumerate(step.arguments)]
+            if step.method.stored:
+                # Only the last step's result is saved; before it the tool had all in float32.
+                loaded = torch_dtype(job.spec) if step is job.steps[-1] else torch.float32
+                arguments = [stored(at, loaded if n == 0 else None) for n, at in enumerate(step.arguments)]
+            else:
+                arguments = [operand(at) for at in step.arguments]
             if step.method.deltas:
                 arguments[1:] = [model - arguments[0] for model in arguments[1:]]
             keywords: dict[str, Any] = dict(step.parameters)
@@ -194,7 +208,7 @@ class Scratch:
             if wide and step.idempotent:
                 value = _restore_common(value, arguments)
             values.append(value)
-        return values[-1], arguments[0]
+        return values[-1], operand(0)
 
     def _check(self, job: Job, result: Tensor, operands: Sequence[Tensor], start: int) -> None:
         """Raises: NumericError if a value is not finite, or not after the cast; says which."""
@@ -204,7 +218,7 @@ class Scratch:
         if peak <= DTYPES[job.spec.dtype].largest:
             return
         for load, tensor in zip(job.loads, operands, strict=False):
-            bad = ~torch.isfinite(tensor.reshape(-1))
+            bad = ~torch.isfinite(tensor.reshape(-1).to(torch.float64))
             if bad.any():
                 first = start + int(bad.nonzero()[0])
                 label = self._plan.resolved.models[load.model].checkpoint.label
@@ -213,22 +227,20 @@ class Scratch:
                     tag="NONFINITE",
                     hint=f"nonfinite: [{quote(load.key)}] in the recipe lets it pass",
                 )
-        if peak > DTYPES[job.spec.dtype].largest:
-            limit = f"{job.spec.dtype} holds at most {DTYPES[job.spec.dtype].largest:g}"
-            raise NumericError(
-                f"tensor {quote(job.key)}: the result reaches {peak:.6g}, {limit}",
-                tag="OVERFLOW",
-                hint="output.dtype: float32, or bfloat16, holds it",
-            )
+        what = f"reaches {peak:.6g}" if math.isfinite(peak) else "is not finite"
+        limit = f"{job.spec.dtype} holds at most {DTYPES[job.spec.dtype].largest:g}"
+        raise NumericError(
+            f"tensor {quote(job.key)}: the result {what}, {limit}",
+            tag="OVERFLOW",
+            hint="output.dtype: float32, or bfloat16, holds it",
+        )
 
-    def _moved(self, target: Tensor, first: Tensor, at: int) -> Moved:
-        """How far the result, as written, is from the first operand of the last step."""
-        first = first.reshape(-1)
+    def _moved(self, target: Tensor, original: Tensor, at: int) -> Moved:
+        """How far the result, as written, is from the first load."""
         if not target.is_floating_point():
             return Moved([0.0], [0.0])
-        dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
-        original = first.to("cpu", dtype)
-        difference = self._float(at, target.numel(), dtype).copy_(target).sub_(original)
+        original = original.reshape(-1).to("cpu")
+        difference = self._float(at, target.numel(), original.dtype).copy_(target).sub_(original)
         return Moved(_squares(difference), _squares(original))
 
 

@@ -14,10 +14,10 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.errors import UsageError, nearest, quote
 from runner.place import Devices
 from runner.recipe import parse_size
+from runner.tensors import SUM_ELEMENTS
 
 MAX_THREADS = 256
 MAX_TILE_ELEMENTS = 1 << 26
-SUM_ELEMENTS = 32768  # a tile is a multiple of the pieces sums are taken over
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,6 @@ class _Node:
 
     def __init__(self, tree: Mapping[str, Any], prefix: str) -> None:
         self.tree = dict(tree)
-        self.known = [*tree]
         self.prefix = prefix
         self.asked: list[str] = []
 

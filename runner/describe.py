@@ -74,8 +74,12 @@ def report(path: Path, plan: Plan, record: RunRecord) -> str:
     primary = escape(plan.resolved.primary.checkpoint.label)
     lines = [str(path), f"  sha256 {output['sha256']}, {size(output['bytes'])}"]
     if moved:
-        distances = ", ".join(f"{name} {100 * found['relative']:.2g} %" for name, found in moved.items())
-        lines.append(f"  moved from {primary}: {distances}")
+        distances = ", ".join(
+            f"{name} {100 * found['relative']:.2g} %"
+            for name, found in moved.items()
+            if found["relative"] is not None
+        )
+        lines.append(f"  moved from {primary}: {distances or 'no finite distance'}")
     seconds = record.run["seconds"]
     lines.append(f"  {sum(seconds.values()):.1f} s, record in run.json beside run.log")
     demos = sorted({label for label in _labels(plan) if label.startswith("demo:")})

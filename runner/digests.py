@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ from runner.files import Identity, InputFile, read_into
 
 HASH_PIECE_BYTES = 4 << 20  # large: between pieces a thread waits for the interpreter, busy importing torch
 SWITCH_SECONDS = 0.001  # hashing threads then wait less for the one that imports torch
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 RACY_SECONDS = 2.0  # a file written within this time before hashing could change again unnoticed
 
 
@@ -138,11 +140,13 @@ def _load(memory: Path | None) -> dict[str, str]:
         return {}
     try:
         content = json.loads(memory.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(content, dict):
         return {}
-    return {name: value for name, value in content.items() if isinstance(value, str) and len(value) == 64}
+    return {
+        name: value for name, value in content.items() if isinstance(value, str) and _SHA256.fullmatch(value)
+    }
 
 
 def _save(memory: Path, fresh: Mapping[str, str]) -> None:

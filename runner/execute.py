@@ -23,7 +23,7 @@ import torch
 from runner.compute import Moved, Scratch
 from runner.errors import KeyPath, OutOfMemoryError, quote
 from runner.files import read_into
-from runner.place import CPU, RESULTS_PER_WORKER, Device, Placement, working_bytes
+from runner.place import CPU, Device, Placement, working_bytes
 from runner.plan import Job, Load, Plan
 from runner.tensors import DTYPES
 from runner.write import Staging, Written
@@ -137,8 +137,6 @@ class _Engine:
         for piece in pieces(plan, placement.tile_elements):
             self.waiting.setdefault(placement.device_of[piece.job], deque()).append(piece)
         self.total = sum(map(len, self.waiting.values()))
-        # How many pieces may be under way or waiting to be hashed.
-        self.ahead = (placement.threads + len(self.waiting)) * RESULTS_PER_WORKER
         self.finished: dict[int, tuple[Piece, memoryview]] = {}
         self.hashed = 0
         self.in_flight = 0
@@ -166,9 +164,9 @@ class _Engine:
         threads = [
             threading.Thread(target=self._guard, args=(task,), name=name, daemon=True) for name, task in tasks
         ]
-        for thread in threads:
-            thread.start()
         try:
+            for thread in threads:
+                thread.start()
             reported = 0
             while not self.stopped.wait(timeout=0.1):  # the time-out lets signals in
                 advance(self.bytes_done - reported)
@@ -178,7 +176,8 @@ class _Engine:
             raise
         finally:
             for thread in threads:
-                thread.join()
+                if thread.ident is not None:  # a signal can come before all are started
+                    thread.join()
         if self.error is not None:
             raise self.error
         self._check_inputs()
@@ -227,7 +226,9 @@ class _Engine:
             while waiting and self.error is None:
                 piece = waiting[0]
                 fits = self.in_flight + piece.cost <= self.placement.memory[CPU]
-                if piece.number == self.hashed or (fits and piece.number < self.hashed + self.ahead):
+                if piece.number == self.hashed or (
+                    fits and piece.number < self.hashed + self.placement.pieces_ahead
+                ):
                     waiting.popleft()
                     self.in_flight += piece.cost
                     return piece, self._buffer(piece)
@@ -316,8 +317,8 @@ class _Worker:
             piece, data = taken
             job = self.engine.plan.jobs[piece.job]
             moved = self._compute(job, piece.start, piece.count, data)
-            item = DTYPES[job.spec.dtype].bits // 8
-            written = self.engine.staging.write(job.file, data, job.offset + piece.start * item)
+            offset = piece.start * DTYPES[job.spec.dtype].bits // 8
+            written = self.engine.staging.write(job.file, data, job.offset + offset)
             self.engine.finish(piece, data, moved, written)
 
     def _compute(self, job: Job, start: int, count: int, data: memoryview) -> Moved | None:

@@ -157,6 +157,21 @@ def read_into(descriptor: int, buffer: memoryview, offset: int, label: str) -> N
         done += count
 
 
+def read_file(file: InputFile) -> bytes:
+    """The whole content of a small file that was looked at before.
+
+    Raises:
+        InputError: it is not what it was.
+    """
+    descriptor = file.open()
+    try:
+        content = bytearray(file.identity.size)
+        read_into(descriptor, memoryview(content), 0, file.label)
+        return bytes(content)
+    finally:
+        os.close(descriptor)
+
+
 def read_small(path: Path, label: str, limit: int) -> bytes:
     """The whole content of a small file.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import logging
 import os
 from collections import Counter
@@ -43,7 +44,8 @@ class Placement:
         memory: bytes each device may be used for.
         threads: workers on the host.
         tile_elements: elements of a tile of an element-wise job.
-        peak_bytes: most bytes in flight on the host at a time.
+        pieces_ahead: how many pieces may be under way or waiting to be hashed.
+        peak_bytes: most bytes in flight at a time.
         notes: what did not go as the settings asked, for the record.
     """
 
@@ -51,6 +53,7 @@ class Placement:
     memory: Mapping[Device, int]
     threads: int
     tile_elements: int
+    pieces_ahead: int
     peak_bytes: int
     notes: tuple[str, ...] = ()
 
@@ -61,7 +64,13 @@ class Placement:
 
 
 def place(
-    plan: Plan, settings: Devices, host_budget: int | None, threads: int, tile_elements: int
+    plan: Plan,
+    settings: Devices,
+    host_budget: int | None,
+    threads: int,
+    tile_elements: int,
+    *,
+    imaginary: bool = True,
 ) -> Placement:
     """Gives each job a device.
 
@@ -72,6 +81,7 @@ def place(
             method needs, but at most half of what is free.
         threads: workers on the host; 0: one for each processor this process may use.
         tile_elements: elements of a tile.
+        imaginary: whether GPUs whose memory is stated need not be there: a plan can be made anywhere.
 
     Raises:
         OutOfMemoryError: a tensor needs more than the budget of the host.
@@ -92,10 +102,20 @@ def place(
             tag="BUDGET",
             hint="raise memory=, or lower tile_elements=",
         )
-    peak = max(min(workers * RESULTS_PER_WORKER * tile, budget), whole)
-    memory = _gpu_memory(settings)
+    memory = _gpu_memory(settings, imaginary)
     device_of, notes = _spread(plan, memory)
-    return Placement(device_of, {**memory, CPU: budget}, workers, tile_elements, peak, notes)
+    ahead = (workers + len(memory) + 1) * RESULTS_PER_WORKER
+    peak = min(budget, _largest_together(plan, tile_elements, ahead))
+    return Placement(device_of, {**memory, CPU: budget}, workers, tile_elements, ahead, peak, notes)
+
+
+def _largest_together(plan: Plan, tile_elements: int, count: int) -> int:
+    """Bytes of the `count` largest pieces: more are never in flight at a time."""
+    costs: list[int] = []
+    for job in plan.jobs:
+        tiles = -(-job.spec.elements // tile_elements) if job.elementwise else 1
+        costs += [working_bytes(plan, job, tile_elements if job.elementwise else None)] * min(tiles, count)
+    return sum(heapq.nlargest(count, costs))
 
 
 def working_bytes(plan: Plan, job: Job, elements: int | None = None) -> int:
@@ -148,7 +168,7 @@ def _lines(path: str) -> list[str]:
         return []
 
 
-def _gpu_memory(settings: Devices) -> dict[Device, int]:
+def _gpu_memory(settings: Devices, imaginary: bool) -> dict[Device, int]:
     """Bytes of each GPU that may be used; empty if the work is done on the host alone."""
     stated = {device: size for device, size in settings.max_memory.items() if device != CPU}
     wanted = list(stated)
@@ -156,7 +176,7 @@ def _gpu_memory(settings: Devices) -> dict[Device, int]:
         wanted = [device for device in settings.devices if device != CPU]
         if not wanted:
             return {}
-    if wanted and all(device in stated for device in wanted):
+    if imaginary and wanted and all(device in stated for device in wanted):
         return {device: stated[device] for device in wanted}
     if not wanted and not any(Path(file).exists() for file in _ACCELERATOR_FILES):
         return {}  # nothing there: torch need not be imported to find that out
@@ -164,7 +184,7 @@ def _gpu_memory(settings: Devices) -> dict[Device, int]:
     for device in wanted or found:
         if device not in found:
             there = ", ".join(map(str, found)) or "none"
-            raise UsageError(f"placement.devices: {device}: no such GPU (there are: {there})", tag="DEVICE")
+            raise UsageError(f"placement: {device}: no such GPU (there are: {there})", tag="DEVICE")
     return {device: min(found[device], stated.get(device, found[device])) for device in wanted or found}
 
 

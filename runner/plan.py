@@ -166,6 +166,12 @@ class Plan:
         return any(step.draw for job in self.jobs for step in job.steps)
 
     @property
+    def keeps_primary(self) -> bool:
+        """Whether every key is the primary's, or computed with the primary's as the first load."""
+        primary = self.resolved.merge.primary()
+        return any(job.steps for job in self.jobs) and all(job.loads[0].model == primary for job in self.jobs)
+
+    @property
     def fates(self) -> Counter[str]:
         """How many keys have which fate."""
         return Counter(job.fate for job in self.jobs)

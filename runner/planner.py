@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Any
 
-from runner.errors import IncompatibleError, counted, escape, quote
+from runner.errors import IncompatibleError, KeyPath, counted, escape, quote
 from runner.formats import FORMATS
 from runner.methods import Method
 from runner.plan import BUFFER, COPIED, KEPT, MERGED, Draw, Job, Load, Plan, Step, Value
 from runner.resolve import BoundMerge, Resolved
-from runner.tensors import OUTPUT_DTYPES, TensorSpec
+from runner.tensors import DTYPES, OUTPUT_DTYPES, TensorSpec
 
 # Schedules and marker tensors of single files: facts about the primary, not weights.
 _NEVER_MERGED = re.compile(
@@ -52,8 +53,8 @@ def make_plan(resolved: Resolved, metadata: Mapping[str, str]) -> Plan:
         resolved,
         placed,
         layout,
-        {reason: tuple(keys) for reason, keys in planner.dropped.items()},
-        {reason: tuple(keys) for reason, keys in planner.deviations.items()},
+        {reason: tuple(sorted(keys)) for reason, keys in planner.dropped.items()},
+        {reason: tuple(sorted(keys)) for reason, keys in planner.deviations.items()},
         tuple(planner.warnings(placed)),
     )
 
@@ -75,13 +76,14 @@ class _Planner:
     def __init__(self, resolved: Resolved) -> None:
         self.resolved = resolved
         self.specs = [model.checkpoint.specs for model in resolved.models]
-        self.dropped: dict[str, list[str]] = {}
-        self.deviations: dict[str, list[str]] = {}
-        self.unfit: dict[str, list[str]] = {}
+        self.dropped: dict[str, dict[str, None]] = {}
+        self.deviations: dict[str, dict[str, None]] = {}
+        self.unfit: dict[str, dict[str, None]] = {}
         self.example: dict[str, str] = {}
         self._keys: dict[int, dict[str, None]] = {}
         self._unlike: dict[int, frozenset[str]] = {}
         self.nonfinite = frozenset(_nonfinite(resolved.merge))
+        self._places: dict[Structure, KeyPath] = {}
         self._fate = COPIED
         self._equal: list[Load] = []
 
@@ -95,11 +97,14 @@ class _Planner:
 
     def _source_keys(self, model: int) -> dict[str, None]:
         keys = dict.fromkeys(self.specs[model])
+        if packed := [key for key in keys if DTYPES[self.specs[model][key].dtype].bits < 8]:
+            label = self.resolved.models[model].checkpoint.label
+            self.unfit[f"{escape(label)}: quantised tensors are not read"] = dict.fromkeys(packed)
         if self.resolved.merge.policies.ema == "keep":
             return keys
         copies = [key for key in keys if key.startswith("model_ema.")]
         if copies and model == self.resolved.merge.primary():
-            self.dropped["EMA copy"] = copies
+            self.dropped["EMA copy"] = dict.fromkeys(copies)
         return {key: None for key in keys if not key.startswith("model_ema.")}
 
     def _merge_keys(self, merge: BoundMerge) -> dict[str, None]:
@@ -118,11 +123,11 @@ class _Planner:
                 continue
             where = f"{self._name(merge, role)}: keys that {self._name(merge, primary)} lacks"
             if merge.policies.extra == "error":
-                self.unfit[where] = extra
+                self.unfit[where] = dict.fromkeys(extra)
             elif merge.policies.extra == "drop":
-                self.dropped[where] = extra
+                self.dropped[where] = dict.fromkeys(extra)
             else:
-                self.deviations[f"{where}, kept"] = extra
+                self.deviations[f"{where}, kept"] = dict.fromkeys(extra)
                 keys.update(dict.fromkeys(extra))
         return keys
 
@@ -181,33 +186,39 @@ class _Planner:
         if isinstance(node, int):
             return _Value(Load(node, key))
         primary_role, *others = node.models
-        primary = self._value(node.models[primary_role], key)
-        if primary is None:
+        first = node.models[primary_role]
+        spec = self._stored_spec(first, key)
+        if spec is None:  # an extra key that the recipe keeps
             return next((v for role in others if (v := self._value(node.models[role], key))), None)
-        spec = self._spec(primary)
         if spec.elements == 0 or _NEVER_MERGED.fullmatch(key):
+            value = self._value(first, key)
             self._fate = BUFFER
-            return primary
+            return value
         if self._is_left(node, key):
-            return self._keep(primary, f"component differs in {self._name(node, others[0])}", key)
+            return self._keep(first, f"component differs in {self._name(node, others[0])}", key)
         parameters = self._parameters(node, key)
         used = node.method.result_is(**parameters)
-        if used is None and not spec.is_float and not node.method.stored:
-            return self._integer(node, key, primary)
-        operands = [primary]
-        for role in others if used is None else list(node.models)[used : used + 1] if used else []:
+        if used == 0:
+            return self._value(first, key)
+        operands: list[_Value] = []
+        for role in others if used is None else [list(node.models)[used]]:
             operand = self._value(node.models[role], key)
             if reason := self._misfit(node, role, spec, operand):
                 kind, policy, what = reason
                 if policy == "error":
-                    self.unfit.setdefault(what, []).append(key)
-                    return primary
-                return self._keep(primary, f"{kind} in {self._name(node, role)}", key)
+                    self.unfit.setdefault(what, {})[key] = None
+                    return self._value(first, key)
+                return self._keep(first, f"{kind} in {self._name(node, role)}", key)
             assert operand is not None  # a missing one is a misfit
             operands.append(operand)
         if used is not None:
-            return operands[-1]
-        draw = Draw(node.seed, node.path, tuple(node.models)) if node.method.draws else None
+            return operands[0]
+        primary = self._value(first, key)
+        assert primary is not None  # it has a spec
+        operands.insert(0, primary)
+        if not spec.is_float and not node.method.stored:
+            return self._integer(node, operands)
+        draw = Draw(node.seed, self._drawn_at(node), tuple(node.models)) if node.method.draws else None
         return _Value(None, node.method, tuple(operands), tuple(sorted(parameters.items())), draw)
 
     def _misfit(
@@ -222,24 +233,33 @@ class _Planner:
             what = f"{name}: other shapes than in {primary}"
             self.example.setdefault(what, f"; the first is {list(theirs.shape)}, there {list(spec.shape)}")
             return "another shape", merge.policies.shapes, what
-        if theirs.is_float != spec.is_float:
-            what = f"{name}: floats against integers in {primary}"
+        if theirs.is_float != spec.is_float or (not spec.is_float and theirs.dtype != spec.dtype):
+            what = f"{name}: other kinds of dtype than in {primary}"
+            self.example.setdefault(what, f"; the first is {theirs.dtype}, there {spec.dtype}")
             return "another kind of dtype", merge.policies.shapes, what
         return None
 
-    def _integer(self, merge: BoundMerge, key: str, primary: _Value) -> _Value:
+    def _integer(self, merge: BoundMerge, operands: list[_Value]) -> _Value:
         """Integers are copied; unless the recipe says otherwise, only if all models agree on them."""
         self._fate = BUFFER
-        if merge.policies.integers == "error" and primary.load is not None:
-            others = list(merge.models.values())[1:]
-            values = (self._value(other, key) for other in others)
-            self._equal += [value.load for value in values if value is not None and value.load is not None]
-        return primary
+        if merge.policies.integers == "error":
+            self._equal += [operand.load for operand in operands[1:] if operand.load is not None]
+        return operands[0]
 
-    def _keep(self, primary: _Value, reason: str, key: str) -> _Value:
+    def _drawn_at(self, merge: BoundMerge) -> KeyPath:
+        """Where in the recipe a merge stands first: equal ones draw the same numbers, so they are one."""
+        return self._places.setdefault(_structure(merge), merge.path)
+
+    def _keep(self, first: int | BoundMerge, reason: str, key: str) -> _Value | None:
+        """What the primary has at a key, because a policy says so."""
+        value = self._value(first, key)
         self._fate = KEPT
-        self.deviations.setdefault(f"{reason}: kept", []).append(key)
-        return primary
+        self.deviations.setdefault(f"{reason}: kept", {})[key] = None
+        return value
+
+    def _stored_spec(self, node: int | BoundMerge, key: str) -> TensorSpec | None:
+        """Dtype and shape of what the primary source of a model or merge has at a key."""
+        return self.specs[node if isinstance(node, int) else node.primary()].get(key)
 
     def _spec(self, value: _Value) -> TensorSpec:
         """Shape of a value and dtype of the load that decides it."""
@@ -291,6 +311,17 @@ class _Planner:
             yield f"the result is {quote(label)} itself: with these parameters nothing is merged"
 
 
+Structure = tuple[str, int, tuple[tuple[str, Any], ...]]
+
+
+def _structure(merge: BoundMerge) -> Structure:
+    """What decides the random numbers of a merge: its method, seed and models by role."""
+    models = (
+        (role, model if isinstance(model, int) else _structure(model)) for role, model in merge.models.items()
+    )
+    return merge.method.label, merge.seed, tuple(models)
+
+
 def _nonfinite(merge: BoundMerge) -> Iterable[str]:
     """The key patterns of a merge and those below it."""
     yield from merge.policies.nonfinite
@@ -324,8 +355,9 @@ def _flatten(value: _Value) -> tuple[tuple[Load, ...], tuple[Step, ...]]:
     return tuple(loads), tuple(steps)
 
 
-def _listed(keys: list[str], resolved: Resolved) -> str:
+def _listed(found: Iterable[str], resolved: Resolved) -> str:
     """Whole components by name, else the count and the first keys."""
+    keys = sorted(found)
     components = Counter(resolved.places[key].component for key in keys)
     whole = Counter(place.component for place in resolved.places.values())
     if all(count == whole.get(component) for component, count in components.items()):

@@ -12,6 +12,7 @@ from runner.tensors import OUTPUT_DTYPES
 
 COMPUTE_DTYPES = ("float32", "float64")
 MAX_SEED = 2**64 - 1
+MAX_TEXT_BYTES = 4096  # of a text in the header of a model
 MAX_SIZE = 2**63  # bytes; no file system holds more
 NAME = re.compile(r"[A-Za-z0-9+_-][A-Za-z0-9.+_-]{0,199}", re.ASCII)
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
@@ -179,6 +180,11 @@ class _Parser:
         merge = self.merge(tree, (), Policies(), seed=0)
         output = self.output(tree.get("output", {}), name)
         texts = {key: self.text(tree, key, ()) for key in ("description", "author", "license")}
+        for key, text in texts.items():
+            if len(text.encode()) > MAX_TEXT_BYTES:
+                self.problems.add(
+                    (key,), f"{len(text.encode())} bytes; a header holds at most {MAX_TEXT_BYTES}"
+                )
         self.problems.raise_if_any()
         return Recipe(name, merge, output, self.compute_dtype, **texts)
 

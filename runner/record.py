@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import platform
+import re
 import resource
 import sys
 import time
@@ -27,7 +28,7 @@ from runner import __version__
 from runner.digests import folder_digest, model_digest
 from runner.errors import KeyPath
 from runner.files import InputFile
-from runner.recipe import Merge, Policies, Recipe, Source
+from runner.recipe import MAX_TEXT_BYTES, Merge, Policies, Recipe, Source
 from runner.resolve import BoundMerge, Resolved
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SCHEMA = 1
-MAX_TEXT_BYTES = 4096  # of a text taken over from an input's header
 PACKAGES = ("torch", "safetensors", "diffusers", "transformers", "accelerate", "hydra-core", "omegaconf")
+_RESOLUTION = re.compile(r"\d{1,5}x\d{1,5}", re.ASCII)
 _FROM_PRIMARY = ("author", "license", "description", "usage_hint", "trigger_phrase")
 
 
@@ -69,16 +70,25 @@ def canonical_recipe(recipe: Recipe) -> dict[str, Any]:
 def _canonical_merge(merge: Merge) -> dict[str, Any]:
     defaults = asdict(Policies())
     policies = {name: value for name, value in asdict(merge.policies).items() if value != defaults[name]}
-    models = {
-        role: _canonical_source(model) if isinstance(model, Source) else _canonical_merge(model)
+    # Lists, since the order of models and of selectors can decide bytes, and JSON objects have none.
+    models = [
+        {"role": role, **(_canonical_source(model) if isinstance(model, Source) else _canonical_merge(model))}
         for role, model in merge.models.items()
-    }
-    result = {"method": merge.method, "models": models, **policies, **merge.parameters}
+    ]
+    parameters = {name: _ordered(value) for name, value in merge.parameters.items()}
+    result: dict[str, Any] = {"method": merge.method, "models": models, **policies, **parameters}
     if merge.compat:
         result["compat"] = merge.compat
     if merge.seed:
         result["seed"] = merge.seed
     return result
+
+
+def _ordered(value: Any) -> Any:
+    """A parameter's value with mappings as lists of pairs and numbers as floats."""
+    if isinstance(value, Mapping):
+        return [[str(name), _ordered(part)] for name, part in value.items()]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _canonical_source(source: Source) -> dict[str, str]:
@@ -110,12 +120,13 @@ def header_metadata(resolved: Resolved) -> dict[str, str]:
     if primary.architecture is None:
         return metadata
     theirs = primary.checkpoint.metadata
+    resolution = theirs.get("modelspec.resolution", "")
     spec = {
         "sai_model_spec": "1.0.1",
         "architecture": primary.architecture.modelspec,
         "implementation": "diffusers" if resolved.output_format == "diffusers" else "sgm",
         "title": recipe.output.name,
-        "resolution": theirs.get("modelspec.resolution", primary.architecture.resolution),
+        "resolution": resolution if _RESOLUTION.fullmatch(resolution) else primary.architecture.resolution,
         "merged_from": ", ".join(
             dict.fromkeys(_canonical_source(model.sources[0])["source"] for model in resolved.models)
         ),
@@ -245,7 +256,7 @@ class RunRecord:
         self.run["seconds"]["total"] = round(time.monotonic() - self._started, 3)
         self.run["peak_memory_bytes"] = _peak_bytes()
         content = {"schema": SCHEMA, "deterministic": self.deterministic, "run": self.run}
-        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def output_digest(plan: Plan, digests: Sequence[str]) -> str:
@@ -257,15 +268,15 @@ def output_digest(plan: Plan, digests: Sequence[str]) -> str:
     )
 
 
-def relative(difference: float, original: float) -> float:
-    """‖result − a‖ / ‖a‖ from sums of squares; 0 if nothing moved."""
+def relative(difference: float, original: float) -> float | None:
+    """‖result − a‖ / ‖a‖ from sums of squares; 0 if nothing moved, None if it is no finite number."""
     if difference == 0:
         return 0.0
-    return _rounded(math.sqrt(difference / original)) if original else math.inf
+    return _rounded(math.sqrt(difference / original)) if original else None
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.6g}")
+def _rounded(value: float) -> float | None:
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def merge_identities(resolved: Resolved, digests: Mapping[InputFile, str]) -> dict[KeyPath, str]:

@@ -169,6 +169,9 @@ def _open_sources(
             opened[file] = _recognised(source, checkpoint)
         except InputError as error:
             unreadable[source.name, source.variant] = error
+        except (OSError, RuntimeError) as error:  # a name too long, links in a circle, an unknown ~user
+            reason = f"{quote(source.name)}: {getattr(error, 'strerror', None) or error}"
+            unreadable[source.name, source.variant] = InputError(reason, tag="MISSING")
     return tuple(opened.values()), list(unreadable.values())
 
 
@@ -184,8 +187,11 @@ def _open(path: Path, source: Source, models_dir: Path) -> Checkpoint:
     try:
         return entry.open(path, source.name, source.variant)
     except InputError as error:
-        if error.tag == "MISSING" and not path.exists():
-            error.hint = f"paths start at models_dir={models_dir}{_nearest_file(path)}"
+        if source.name.startswith("demo:"):
+            error.hint = f"remove {path}: the demo model is made anew"
+        elif error.tag == "MISSING" and not path.exists():
+            there = "" if models_dir.is_dir() else ", which is no folder"
+            error.hint = f"paths start at models_dir={models_dir}{there}{_nearest_file(path)}"
         raise
 
 

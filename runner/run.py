@@ -70,7 +70,12 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
         with record.stage("plan"):
             plan = make_plan(resolved, header_metadata(resolved))
             placement = place(
-                plan, settings.placement, settings.memory, settings.threads, settings.tile_elements
+                plan,
+                settings.placement,
+                settings.memory,
+                settings.threads,
+                settings.tile_elements,
+                imaginary=settings.job.name == "plan",
             )
             record.planned(plan, placement)
         text = describe(plan, placement, free_bytes(output_dir), all_keys=settings.job.keys == "all")
@@ -83,7 +88,14 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
         with suppress(OutputError):  # the error on its way says more
             write_file(folder / "run.json", record.text().encode())
         raise
-    write_file(folder / "run.json", record.text().encode())
+    try:
+        write_file(folder / "run.json", record.text().encode())
+    except OutputError as error:
+        if path is not None:
+            raise OutputError(
+                f"{quote(path)} is in place and verified; its record is not: {error}"
+            ) from error
+        raise
     say(text)
     return Outcome(path, record)
 
@@ -103,6 +115,8 @@ def merge(plan: Plan, placement: Placement, settings: Settings, output_dir: Path
         InputDigests(plan.resolved.files, memory, placement.threads) as digests,
         progress(plan.layout.nbytes, target.name, settings.progress) as advance,
     ):
+        if staging.stale:
+            record.warn(f"removed what a killed run had left in {quote(target.parent)}")
         check_sources(plan.resolved, digests.known)
         with record.stage("import"):
             from runner.execute import execute
@@ -119,7 +133,7 @@ def merge(plan: Plan, placement: Placement, settings: Settings, output_dir: Path
         check_sources(plan.resolved, known)
         record.read(plan.resolved, known)
         record.written(plan, outcome)
-        if outcome.moved and not any(difference for difference, _ in outcome.moved.values()):
+        if plan.keeps_primary and not any(difference for difference, _ in outcome.moved.values()):
             record.warn(f"the result equals {quote(plan.resolved.primary.checkpoint.label)}: nothing moved")
         with record.stage("publish"):
             staging.publish()

@@ -65,6 +65,8 @@ class SweepSummary(Callback):
             folder = Path(config.hydra.sweep.dir)
             jobs = gather(folder)
             failed = [job for job in jobs if not job["ok"]]
+            if not jobs:
+                raise UsageError("the sweep has no job: its values are empty")
             code = failed[0]["exit_code"] if failed else 0
             rows = as_rows(jobs)
             shown = [[cell if len(cell) <= 40 else f"{cell[:12]}…" for cell in row] for row in rows]

@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+# Sums are taken over pieces of this many elements: a larger piece torch shares out among threads,
+# which changes its last bits. Tiles are multiples of it.
+SUM_ELEMENTS = 32768
+
 
 @dataclass(frozen=True, slots=True)
 class DType:

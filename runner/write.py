@@ -15,6 +15,7 @@ import functools
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -207,10 +208,14 @@ class Staging:
         try:
             for file in self.layout.files:
                 self._verify_header(file)
+            stop = threading.Event()
+            shares = [pieces[number::threads] for number in range(threads)]
             with ThreadPoolExecutor(threads, thread_name_prefix="verify") as pool:
-                shares = [pieces[number::threads] for number in range(threads)]
-                for _ in pool.map(self._verify_pieces, shares):
-                    pass
+                try:
+                    for _ in pool.map(lambda share: self._verify_pieces(share, stop), shares):
+                        pass
+                finally:
+                    stop.set()
         except InputError as error:
             raise MismatchError(f"read back: {error.message}. No output was written.") from error
 
@@ -224,11 +229,13 @@ class Staging:
         finally:
             os.close(descriptor)
 
-    def _verify_pieces(self, pieces: Sequence[Written]) -> None:
+    def _verify_pieces(self, pieces: Sequence[Written], stop: threading.Event) -> None:
         buffer = bytearray(max((piece.nbytes for piece in pieces), default=0))
         opened: dict[int, int] = {}
         try:
             for piece in pieces:
+                if stop.is_set():
+                    return
                 file = self.layout.files[piece.file]
                 if piece.file not in opened:
                     opened[piece.file] = open_regular(self.path(file), file.name)
@@ -270,7 +277,23 @@ class Staging:
             message = f"{quote(self.target)} is in place and verified, but its folder could not be synced"
             raise OutputError(f"{message}: {error.strerror}") from error
 
+    def _sweep(self) -> None:
+        """Removes what killed runs left in this folder of other outputs: partials without a lock."""
+        for path in self.target.parent.glob(".rnr-????????.part"):
+            if path == self.partial:
+                continue
+            with contextlib.suppress(OSError):
+                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+                lock = os.open(path, flags)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    self.stale = True
+                finally:
+                    os.close(lock)
+
     def _create(self) -> None:
+        self._sweep()
         # Between opening and locking another run may have finished and renamed the partial away.
         while not self._open_locked():
             pass
@@ -302,10 +325,11 @@ class Staging:
     def _open_locked(self) -> bool:
         """Opens and locks the partial; False if it vanished in between and must be tried again."""
         flags = os.O_NOFOLLOW | os.O_CLOEXEC
-        self.stale = _is_there(self.partial)
+        ours = _is_there(self.partial)
+        self.stale |= ours
         try:
             if self.layout.folder:
-                if not self.stale:
+                if not ours:
                     self.partial.mkdir(mode=0o700)
                 lock = os.open(self.partial, flags | os.O_RDONLY | os.O_DIRECTORY)
             else:
@@ -313,7 +337,7 @@ class Staging:
         except (FileNotFoundError, FileExistsError):
             return False
         except OSError as error:
-            if self.layout.folder and not self.stale:
+            if self.layout.folder and not ours:
                 with contextlib.suppress(OSError):
                     self.partial.rmdir()
             raise _failed(self.target, error) from error
@@ -332,7 +356,7 @@ class Staging:
             os.close(lock)
             return False
         self._lock = lock
-        if self.stale:  # a lock that is free: nobody is building this any more
+        if ours:  # a lock that is free: nobody is building this any more
             if self.layout.folder:
                 for entry in self.partial.iterdir():
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import multiprocessing
 import os
 import subprocess
 from collections.abc import Mapping
@@ -11,9 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from runner.digests import InputDigests, folder_digest
+from runner.demo import demo_model
+from runner.digests import InputDigests, folder_digest, model_digest
 from runner.errors import InputError
 from runner.files import InputFile, look
+from runner.formats import FORMATS
+from runner.run import run
+from tests.build import write_models
+from tests.test_record import recipe, settings
 
 OLD = (1_000_000_000, 1_000_000_000)
 
@@ -70,6 +77,49 @@ def test_a_damaged_memory_is_ignored_and_replaced(content: bytes, file: Path, tm
     assert all(len(value) == 64 for value in json.loads(memory.read_text()).values())
 
 
+@pytest.mark.parametrize("value", ["z" * 64, "A" * 64])
+def test_a_remembered_text_that_is_no_digest_is_ignored(value: str, file: Path, tmp_path: Path) -> None:
+    expected, memory = digest(file, None)[0], tmp_path / "digests.json"
+    digest(file, memory)
+    memory.write_text(memory.read_text().replace(expected, value))
+    assert digest(file, memory) == (expected, False)
+
+
+def test_a_memory_that_is_nested_too_deep_is_ignored(file: Path, tmp_path: Path) -> None:
+    memory = tmp_path / "digests.json"
+    memory.write_bytes(b"[" * 100_000)
+    assert digest(file, memory)[1] is False
+
+
+def remember(path: Path, memory: Path) -> None:
+    """What runs do, one after the other, while others do the same; now and then the memory is gone."""
+    for number in range(30):
+        digest(path, memory)
+        with contextlib.suppress(FileNotFoundError):
+            json.loads(memory.read_bytes())
+        if number % 10 == 0:
+            memory.unlink(missing_ok=True)
+
+
+def test_runs_that_remember_at_once_tear_nothing(tmp_path: Path) -> None:
+    memory = tmp_path / "cache" / "digests.json"
+    paths = [tmp_path / str(number) for number in range(3)]
+    for path in paths:
+        path.write_bytes(path.name.encode() * 1000)
+        os.utime(path, OLD)
+    fork = multiprocessing.get_context("fork")
+    savers = [fork.Process(target=remember, args=(path, memory)) for path in paths]
+    for saver in savers:
+        saver.start()
+    for saver in savers:
+        saver.join(60)
+    assert [saver.exitcode for saver in savers] == [0, 0, 0]
+    for path in paths:
+        assert digest(path, memory)[0] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert [entry.name for entry in memory.parent.iterdir()] == ["digests.json"]
+    assert len(json.loads(memory.read_text())) == 3
+
+
 def test_a_memory_that_cannot_be_written_fails_nothing(file: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_bytes(b"a file where the folder should be")
     assert digest(file, tmp_path / "cache" / "digests.json")[1] is False
@@ -87,9 +137,42 @@ def test_leaving_early_stops_hashing(file: Path) -> None:
         pass
 
 
+def test_the_digest_of_a_model_is_that_of_its_weight_files(cache: Path) -> None:
+    folder = demo_model("photo", cache)
+    checkpoint = FORMATS["diffusers"].open(folder, "photo", None)
+    with InputDigests(checkpoint.files, None, 2) as digests:
+        found = model_digest(checkpoint, digests.wait())
+    command = "find . -name '*.safetensors' -printf '%P\\n' | LC_ALL=C sort | xargs sha256sum | sha256sum"
+    printed = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True, check=True)
+    assert printed.stdout.split()[0] == found
+
+
 def test_the_digest_of_a_folder_is_that_of_what_sha256sum_prints(tmp_path: Path) -> None:
     for name in ("b", "a"):
         (tmp_path / name).write_text(name)
     files = [(hashlib.sha256(name.encode()).hexdigest(), name) for name in ("b", "a")]
     printed = subprocess.run(["sha256sum", "a", "b"], cwd=tmp_path, capture_output=True, check=True).stdout
     assert folder_digest(files) == hashlib.sha256(printed).hexdigest()
+
+
+def test_fresh_asks_no_memory_and_leaves_it_alone(tmp_path: Path) -> None:
+    write_models(tmp_path, a=1, b=2)
+    for path in tmp_path.glob("*.safetensors"):
+        os.utime(path, OLD)
+    memory = tmp_path / "cache" / "digests.json"
+    tree = {"method": "weighted_sum", "models": {"a": "a.safetensors", "b": "b.safetensors"}}
+
+    def sources(digests: str) -> list[str]:
+        folder = tmp_path / "run"
+        folder.mkdir(exist_ok=True)
+        run(recipe(tree), settings(tmp_path, digests=digests), folder)
+        content = json.loads((folder / "run.json").read_text())
+        return [entry["sha256"] for entry in content["deterministic"]["inputs"]]
+
+    right = [hashlib.sha256((tmp_path / f"{name}.safetensors").read_bytes()).hexdigest() for name in "ab"]
+    assert sources("fresh") == right and not memory.exists()
+    assert sources("remember") == right and len(json.loads(memory.read_text())) == 2
+    memory.write_text(memory.read_text().replace(right[0], "0" * 64))
+    assert sources("remember") == ["0" * 64, right[1]]  # the memory was asked
+    before = memory.read_text()
+    assert sources("fresh") == right and memory.read_text() == before

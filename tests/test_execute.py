@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +17,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 import runner.execute
-from runner.errors import IncompatibleError, InputError, NumericError
+from runner.errors import IncompatibleError, InputError, NumericError, OutOfMemoryError
 from runner.execute import execute
 from runner.methods import METHODS
 from runner.methods.registry import Weight, method
-from runner.place import Devices, Placement, place
+from runner.place import RESULTS_PER_WORKER, Devices, Placement, place, working_bytes
 from runner.write import Staging
 from tests.build import SHAPES, merge, merged, planned, random_tensors, write_models
 
@@ -38,8 +43,6 @@ def two(alpha: Any = 0.3, **changes: Any) -> dict[str, Any]:
 
 
 def formula(name: str, a: Tensor, b: Tensor, c: Tensor, alpha: float) -> Tensor:
-    import math
-
     smooth = alpha * alpha * (3 - 2 * alpha)
     inverse = 0.5 - math.sin(math.asin(1 - 2 * alpha) / 3)
     return {
@@ -73,11 +76,33 @@ def test_values_are_the_formula_in_double_rounded_to_the_dtype(
         assert ((tensor.double() - expected).abs() <= bound).all(), key
 
 
-def test_half_precision_is_computed_in_float32_and_rounded_once(tmp_path: Path) -> None:
-    models = write_models(tmp_path, a=1, b=2)
-    for key, tensor in merged(two(), tmp_path, tmp_path / "out").items():
-        a, b = models["a"][key].float(), models["b"][key].float()
-        assert torch.equal(tensor, (a * 0.7 + b * 0.3).half()), key
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["weighted_sum", "sigmoid", "inv_sigmoid", "add_difference"])
+def test_half_precision_is_computed_in_float32_and_rounded_once(
+    name: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    models = write_models(tmp_path, dtype, a=1, b=2, c=3)
+    roles = ("a", "b", "c") if name == "add_difference" else ("a", "b")
+    tree = {"method": name, "models": {role: f"{role}.safetensors" for role in roles}, "alpha": 0.3}
+    for key, tensor in merged(tree, tmp_path, tmp_path / "out").items():
+        a, b, c = (models[role][key].float() for role in ("a", "b", "c"))
+        assert torch.equal(tensor, formula(name, a, b, c, 0.3).to(dtype)), key
+
+
+@pytest.mark.parametrize("first", DTYPES, ids=str)
+@pytest.mark.parametrize("second", DTYPES, ids=str)
+def test_every_pair_of_dtypes_is_merged_to_any_dtype(
+    first: torch.dtype, second: torch.dtype, tmp_path: Path
+) -> None:
+    a, b = random_tensors(1, first), random_tensors(2, second)
+    save_file(a, tmp_path / "a.safetensors")
+    save_file(b, tmp_path / "b.safetensors")
+    compute = torch.float64 if {first, second} == {torch.float64} else torch.float32
+    for dtype in DTYPES:
+        output = {"dtype": str(dtype).removeprefix("torch.")}
+        found = merged(two(output=output), tmp_path, tmp_path / "out")[KEY]
+        expected = a[KEY].to(compute) * 0.7 + b[KEY].to(compute) * 0.3
+        assert torch.equal(found, expected.to(dtype))
 
 
 def test_mixed_dtypes_meet_in_float32_and_the_output_has_the_primarys(tmp_path: Path) -> None:
@@ -97,6 +122,18 @@ def test_merging_a_model_with_itself_returns_it(name: str, dtype: torch.dtype, t
     tree = {"method": name, "models": dict.fromkeys((*entry.roles, *more), "a.safetensors")}
     for key, tensor in merged(tree, tmp_path, tmp_path / "out").items():
         assert torch.equal(tensor, models["a"][key]), key
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["weighted_sum", "sigmoid", "inv_sigmoid", "slerp"])
+def test_merging_a_model_with_itself_returns_it_for_any_share(
+    name: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    models = write_models(tmp_path, dtype, a=1)
+    for alpha in (1e-9, 0.1, 1 / 3, 0.7, 1 - 1e-9):
+        tree = {"method": name, "models": dict.fromkeys("ab", "a.safetensors"), "alpha": alpha}
+        for key, tensor in merged(tree, tmp_path, tmp_path / "out").items():
+            assert torch.equal(tensor, models["a"][key]), (key, alpha)
 
 
 def test_nested_merges_are_not_rounded_in_between(tmp_path: Path) -> None:
@@ -121,6 +158,26 @@ def test_the_ends_are_the_models_bit_for_bit(alpha: int, name: str, tmp_path: Pa
         assert torch.equal(result[key].view(torch.int16), tensor.view(torch.int16)), key
 
 
+BITS = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32}
+
+
+@pytest.mark.parametrize("dtype", BITS, ids=str)
+def test_copies_keep_even_the_bits_of_nan(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Every pattern of 16 bits, or 2^16 random ones of 32: subnormals, zeros, Inf, NaN of any payload."""
+    bits = torch.arange(-(1 << 15), 1 << 15).to(torch.int16)
+    if dtype == torch.float32:
+        generator = torch.Generator().manual_seed(0)
+        bits = torch.randint(-(1 << 31), 1 << 31, (1 << 16,), generator=generator).to(torch.int32)
+        bits[:4] = torch.tensor([0x7F800001, 0x7FC01234, 0x7F800000, 1])
+    for name in "ab":
+        save_file({KEY: bits.view(dtype)}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(NumericError):
+        merge(two(0), tmp_path, tmp_path / "out")
+    for alpha in (0, 1):
+        result = merged(two(alpha, nonfinite=["*"]), tmp_path, tmp_path / "out")[KEY]
+        assert torch.equal(result.view(BITS[dtype]), bits)
+
+
 def test_every_setting_gives_the_same_bytes(tmp_path: Path) -> None:
     shapes = {**SHAPES, "model.diffusion_model.big.weight": (500, 401)}
     for seed, name in enumerate("abc"):
@@ -141,14 +198,85 @@ def test_every_setting_gives_the_same_bytes(tmp_path: Path) -> None:
     assert len(moved) == 1
 
 
-def test_the_order_of_keys_in_an_input_does_not_matter(tmp_path: Path) -> None:
-    write_models(tmp_path, a=1, b=2)
+@pytest.mark.parametrize("method", ["slerp", "ties", "dare_linear", "model_stock"])
+def test_methods_that_sum_or_draw_give_the_same_bytes_too(method: str, tmp_path: Path) -> None:
+    shapes = {**SHAPES, "model.diffusion_model.big.weight": (500, 401)}
+    for seed, name in enumerate("abc"):
+        save_file(random_tensors(seed, torch.float16, shapes), tmp_path / f"{name}.safetensors")
+    roles = {
+        role: f"{name}.safetensors"
+        for role, name in zip(("a", "b") if method == "slerp" else ("base", "x", "y"), "abc", strict=False)
+    }
+    density = {"density": 0.4} if method in ("ties", "dare_linear") else {}
+    results = {
+        (outcome.digests[0], tuple(sorted(outcome.moved.items())))
+        for threads, tile, budget in ((1, 32768, None), (2, 65536, None), (4, 262144, 30_000_000))
+        for _, outcome in [
+            merge(
+                {"method": method, "models": roles, **density},
+                tmp_path,
+                tmp_path / "out",
+                threads=threads,
+                tile_elements=tile,
+                host_budget=budget,
+            )
+        ]
+    }
+    assert len(results) == 1
+
+
+HASHED = """
+import sys
+from pathlib import Path
+from tests.build import merge
+folder = Path(sys.argv[1])
+inner = {"method": "add_difference", "models": {r: f"{r}.safetensors" for r in "abc"}}
+tree = {
+    "method": "weighted_sum", "models": {"a": "a.safetensors", "b": inner}, "extra": "keep",
+    "alpha": {"default": 0.35, "vae": 0.2, "model": 0.3, "text_encoder": 0}, "missing": "keep",
+}
+print(merge(tree, folder, folder / sys.argv[2])[1].digests)
+"""
+
+
+def test_the_seed_of_pythons_hashes_changes_no_byte(tmp_path: Path) -> None:
+    models = write_models(tmp_path, a=1, b=2, c=3)
+    more = {f"model.diffusion_model.more.{number}": torch.ones(3) * number for number in range(20)}
+    save_file({**models["c"], **more}, tmp_path / "c.safetensors")
+    save_file({**models["b"], **dict(reversed(more.items()))}, tmp_path / "b.safetensors")
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", HASHED, str(tmp_path), seed],
+            cwd=Path(__file__).parents[1],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in ("1", "2")
+    ]
+    first, second = (run.communicate(timeout=60)[0] for run in runs)
+    assert [run.returncode for run in runs] == [0, 0]
+    assert first == second and len(first) > 64
+
+
+def write_in_order(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A file whose data lies in the order of the mapping; the library would sort it."""
+    entries: dict[str, Any] = {}
+    data = b""
+    for key, tensor in tensors.items():
+        content = tensor.numpy().tobytes()
+        entries[key] = {"dtype": "F16", "shape": list(tensor.shape)}
+        entries[key]["data_offsets"] = [len(data), len(data) + len(content)]
+        data += content
+    header = json.dumps(entries).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+
+
+def test_the_order_of_tensors_in_an_input_does_not_matter(tmp_path: Path) -> None:
+    models = write_models(tmp_path, a=1, b=2)
     _, first = merge(two(), tmp_path, tmp_path / "one")
-    tensors = load_file(tmp_path / "b.safetensors")
-    renamed = dict(reversed(tensors.items()))
-    (tmp_path / "b.safetensors").unlink()
-    # The library sorts by name, so the order is changed by hand: header entries shuffled, data as it was.
-    save_file(renamed, tmp_path / "b.safetensors")
+    for name, tensors in models.items():
+        write_in_order(tmp_path / f"{name}.safetensors", dict(reversed(tensors.items())))
     _, second = merge(two(), tmp_path, tmp_path / "two")
     assert first.digests == second.digests
 
@@ -184,14 +312,73 @@ def test_an_overflow_names_key_value_and_limit(tmp_path: Path) -> None:
     assert float(merged(two(0, output=output), tmp_path, tmp_path / "out")[KEY][0, 0]) == 65504
 
 
+def three(method: str, **values: float) -> dict[str, Any]:
+    return {"method": method, "models": {role: f"{role}.safetensors" for role in "abc"}, **values}
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        three("add_difference"),
+        pytest.param(three("train_difference")),
+        pytest.param(
+            {
+                "method": "ties",
+                "models": {"base": "c.safetensors", "x": "b.safetensors", "y": "b.safetensors"},
+            }
+        ),
+        pytest.param(
+            {
+                "method": "add_difference",
+                "models": {"a": "a.safetensors", **dict.fromkeys("bc", three("add_difference"))},
+            }
+        ),
+    ],
+    ids=["add_difference", "train_difference", "ties", "nested"],
+)
+def test_finite_models_never_give_what_is_not_finite(tree: dict[str, Any], tmp_path: Path) -> None:
+    for name, value in (("a", 1.0), ("b", 3e38), ("c", -3e38)):
+        save_file({KEY: torch.tensor([1.0, value])}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(NumericError, match=KEY) as caught:
+        merge(tree, tmp_path, tmp_path / "out")
+    assert caught.value.exit_code == 6
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        (torch.float8_e5m2, 49152.0),
+        pytest.param(*(torch.float8_e4m3fn, 384.0)),
+    ],
+)
+def test_eight_bits_overflow_is_refused_and_not_clamped(
+    dtype: torch.dtype, value: float, tmp_path: Path
+) -> None:
+    for name, sign in (("a", 1), ("b", 1), ("c", -1)):
+        save_file({KEY: torch.full((4,), sign * value).to(dtype)}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(NumericError, match=rf"the result reaches {3 * value:g}"):
+        merge(three("add_difference"), tmp_path, tmp_path / "out")
+    mean = merged(two(), tmp_path, tmp_path / "out")[KEY]
+    assert mean.dtype == dtype and torch.equal(mean.float(), torch.full((4,), value))
+
+
+def test_a_model_of_nothing_but_empty_tensors_is_merged(tmp_path: Path) -> None:
+    for name in "ab":
+        save_file({KEY: torch.zeros(0, 4), "x": torch.zeros(3, 0)}, tmp_path / f"{name}.safetensors")
+    result = merged(two(), tmp_path, tmp_path / "out")
+    assert {key: tensor.shape for key, tensor in result.items()} == {KEY: (0, 4), "x": (3, 0)}
+
+
 def test_integers_are_copied_if_equal_and_refused_if_not(tmp_path: Path) -> None:
     ids = torch.arange(77)
     for name, values in (("a", ids), ("b", ids)):
         save_file({**random_tensors(1), "position_ids": values}, tmp_path / f"{name}.safetensors")
     assert torch.equal(merged(two(), tmp_path, tmp_path / "out")["position_ids"], ids)
     save_file({**random_tensors(1), "position_ids": ids + (ids > 40)}, tmp_path / "b.safetensors")
-    with pytest.raises(IncompatibleError, match="element 41"):
-        merge(two(), tmp_path, tmp_path / "out")
+    with pytest.raises(IncompatibleError, match=r'tensor "position_ids": .* differ at element 41') as caught:
+        merge(two(), tmp_path, tmp_path / "none")
+    assert caught.value.exit_code == 5 and list((tmp_path / "none").iterdir()) == []
     kept = merged(two(integers="keep"), tmp_path, tmp_path / "out")
     assert torch.equal(kept["position_ids"], ids)
 
@@ -208,6 +395,139 @@ def test_an_input_that_changes_under_the_merge_is_noticed(tmp_path: Path) -> Non
     assert list(out.iterdir()) == []
 
 
+def write_over(path: Path) -> None:
+    """Other data of the same size, in place."""
+    with path.open("r+b") as file:
+        file.seek(-16, os.SEEK_END)
+        file.write(bytes(16))
+
+
+@pytest.mark.parametrize(
+    ("change", "tag"),
+    [
+        (write_over, "CHANGED"),
+        (lambda path: os.utime(path, (1, 1)), "CHANGED"),
+        (lambda path: os.truncate(path, 3000), "TRUNCATED"),
+    ],
+    ids=["written", "touched", "truncated"],
+)
+def test_an_input_that_changes_while_it_is_read_leaves_no_output(
+    change: Any, tag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_models(tmp_path, a=1, b=2)
+    real = runner.execute.Scratch.run
+    todo = [change]
+
+    def run(scratch: Any, *arguments: Any) -> Any:
+        if todo:  # the first piece: all files are open by now
+            todo.pop()(tmp_path / "b.safetensors")
+        return real(scratch, *arguments)
+
+    monkeypatch.setattr(runner.execute.Scratch, "run", run)
+    with pytest.raises(InputError, match=r"b\.safetensors") as caught:
+        merge(two(), tmp_path, tmp_path / "out", threads=1)
+    assert (caught.value.tag, caught.value.exit_code) == (tag, 4)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_input_that_is_replaced_while_it_is_read_is_read_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_models(tmp_path, a=1, b=2)
+    write_models(tmp_path, other=3)
+    _, before = merge(two(), tmp_path, tmp_path / "one")
+    real = runner.execute.Scratch.run
+
+    def run(scratch: Any, *arguments: Any) -> Any:
+        if (tmp_path / "other.safetensors").exists():
+            (tmp_path / "other.safetensors").replace(tmp_path / "b.safetensors")
+        return real(scratch, *arguments)
+
+    monkeypatch.setattr(runner.execute.Scratch, "run", run)
+    try:
+        _, after = merge(two(), tmp_path, tmp_path / "two", threads=1)
+    except InputError as error:  # its ctime changes with the last name it had
+        assert error.tag == "CHANGED" and list((tmp_path / "two").iterdir()) == []
+    else:
+        assert after.digests == before.digests
+
+
+BIG = {"model.diffusion_model.big.weight": (80, 32768)}
+
+
+def write_big(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """Two models of one tensor of 80 tiles."""
+    models = {name: random_tensors(seed, shapes=BIG) for seed, name in enumerate("ab")}
+    for name, tensors in models.items():
+        save_file(tensors, folder / f"{name}.safetensors")
+    return models
+
+
+def test_an_error_stops_the_other_workers_promptly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = write_big(tmp_path)
+    models["b"][next(iter(BIG))][0, 5] = float("nan")
+    save_file(models["b"], tmp_path / "b.safetensors")
+    real = runner.execute.Scratch.run
+    started: list[int] = []
+
+    def run(scratch: Any, job: Any, start: int, *arguments: Any) -> Any:
+        started.append(start)
+        return real(scratch, job, start, *arguments)
+
+    monkeypatch.setattr(runner.execute.Scratch, "run", run)
+    for budget in (None, 2_000_000):
+        started.clear()
+        with pytest.raises(NumericError, match="first at element 5"):
+            merge(two(), tmp_path, tmp_path / "out", threads=3, host_budget=budget)
+        assert len(started) <= 4 * RESULTS_PER_WORKER < 80
+        assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_interruption_stops_all_workers_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_big(tmp_path)
+    plan = planned(two(), tmp_path)
+    placement = place(plan, Devices(("cpu",)), None, 2, 32768)
+    real = runner.execute.Scratch.run
+    interrupted = threading.Event()
+
+    def run(scratch: Any, *arguments: Any) -> Any:
+        assert interrupted.wait(20)  # the signal comes while both workers are at work
+        return real(scratch, *arguments)
+
+    def advance(count: int) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner.execute.Scratch, "run", run)
+    before = threading.active_count()
+    (tmp_path / "out").mkdir()
+    with pytest.raises(KeyboardInterrupt), Staging(plan.layout, tmp_path / "out" / "x") as staging:
+        execute(plan, placement, staging, advance)
+    assert threading.active_count() == before
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+    ids=["python", "torch"],
+)
+def test_a_host_without_memory_is_said_with_tensor_and_bytes(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_models(tmp_path, a=1, b=2)
+
+    def run(*arguments: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(runner.execute.Scratch, "run", run)
+    with pytest.raises(OutOfMemoryError, match=r'tensor ".+": no memory for \d+ bytes') as caught:
+        merge(two(), tmp_path, tmp_path / "out")
+    assert caught.value.exit_code == 8 and "tile_elements=" in str(caught.value.hint)
+
+
 def test_an_error_leaves_no_thread_behind(tmp_path: Path) -> None:
     models = write_models(tmp_path, a=1, b=2)
     models["b"][KEY][0, 0] = float("nan")
@@ -219,7 +539,7 @@ def test_an_error_leaves_no_thread_behind(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def whole_tensor_method() -> Any:
+def whole_tensor_method() -> Iterator[None]:
     """A method that needs its tensors whole, registered for one test."""
 
     @method(name="test_mean", determinism="stable", elementwise=False)
@@ -242,6 +562,72 @@ def test_a_whole_tensor_method_gets_its_tensors_whole_and_one_at_a_time_if_memor
             a, b = (models[name][key].float() for name in "ab")
             if a.numel():
                 torch.testing.assert_close(tensor, (a - a.mean() + b.mean()).half())
+
+
+@pytest.fixture
+def in_flight(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Receives the bytes in flight each time a worker took a piece."""
+    real, seen = runner.execute._Engine.take, []
+
+    def take(engine: Any, device: Any) -> Any:
+        taken = real(engine, device)
+        seen.append(engine.in_flight)
+        return taken
+
+    monkeypatch.setattr(runner.execute._Engine, "take", take)
+    return seen
+
+
+MEAN = {"method": "test_mean", "models": {"a": "a.safetensors", "b": "b.safetensors"}}
+
+
+@pytest.mark.usefixtures("whole_tensor_method")
+@pytest.mark.parametrize("tree", [MEAN, two()], ids=["whole", "tiles"])
+def test_what_is_under_way_stays_within_the_budget(
+    tree: dict[str, Any], tmp_path: Path, in_flight: list[int]
+) -> None:
+    shapes = {f"model.diffusion_model.{number}": (100 + 10 * number, 64) for number in range(30)}
+    for seed, name in enumerate("ab"):
+        save_file(random_tensors(seed, shapes=shapes), tmp_path / f"{name}.safetensors")
+    plan = planned(tree, tmp_path)
+    need = max(working_bytes(plan, job) for job in plan.jobs)
+    digests = set()
+    for budget in (need, 3 * need, 1 << 30):
+        in_flight.clear()
+        _, outcome = merge(tree, tmp_path, tmp_path / "out", threads=4, host_budget=budget)
+        assert 0 < max(in_flight) <= budget
+        digests |= set(outcome.digests)
+    assert len(digests) == 1
+    with pytest.raises(OutOfMemoryError) as caught:
+        merge(tree, tmp_path, tmp_path / "out", host_budget=need - 1)
+    assert caught.value.exit_code == 8
+
+
+@pytest.mark.usefixtures("whole_tensor_method")
+@pytest.mark.parametrize("tree", [MEAN, two()], ids=["whole", "tiles"])
+def test_no_more_is_under_way_than_the_plan_says(
+    tree: dict[str, Any], tmp_path: Path, in_flight: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = {f"model.diffusion_model.{number:02}": (512, 64) for number in range(30)}
+    for seed, name in enumerate("ab"):
+        save_file(random_tensors(seed, shapes=shapes), tmp_path / f"{name}.safetensors")
+    plan = planned(tree, tmp_path)
+    peak = place(plan, Devices(("cpu",)), None, 2, 32768).peak_bytes
+    real = runner.execute.Scratch.run
+    exceeded = threading.Event()
+
+    def run(scratch: Any, job: Any, *arguments: Any) -> Any:
+        if max(in_flight) > peak:
+            exceeded.set()
+        if job is plan.jobs[0]:  # a slow first piece: the other worker goes ahead as far as it may
+            exceeded.wait(0.5)
+        return real(scratch, job, *arguments)
+
+    monkeypatch.setattr(runner.execute.Scratch, "run", run)
+    (tmp_path / "out").mkdir()
+    with Staging(plan.layout, tmp_path / "out" / "x") as staging:
+        execute(plan, place(plan, Devices(("cpu",)), None, 2, 32768), staging, lambda count: None)
+    assert max(in_flight) <= peak
 
 
 class FailingDevice:

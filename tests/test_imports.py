@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import runner
@@ -45,16 +47,30 @@ def modules() -> dict[str, Path]:
 
 
 def imported(path: Path, top_level: bool = False) -> set[str]:
-    """Names of the modules a file imports; at its top level, outside TYPE_CHECKING, or anywhere."""
-    tree = ast.parse(path.read_text())
-    nodes = tree.body if top_level else ast.walk(tree)
+    """Names of the modules a file imports: anywhere, or only when it is itself imported."""
+    known = modules()
     found: set[str] = set()
-    for node in nodes:
+    for node in statements(ast.parse(path.read_text()), top_level):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module and not node.level, f"{path.name}:{node.lineno}: a relative import"
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= inside & known.keys() or {node.module}
     return found
+
+
+def statements(tree: ast.AST, top_level: bool) -> Iterator[ast.AST]:
+    """All nodes below one; at the top level without the bodies of functions and of `if TYPE_CHECKING`."""
+    for node in ast.iter_child_nodes(tree):
+        if top_level and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        if top_level and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for other in node.orelse:
+                yield from (other, *statements(other, top_level))
+            continue
+        yield node
+        yield from statements(node, top_level)
 
 
 def test_every_room_has_its_place_in_the_order() -> None:
@@ -77,6 +93,38 @@ def test_imports_point_one_way() -> None:
                 assert (theirs, ours) in {("tensors", "errors"), ("checkpoint", "guard")}, (
                     f"{name} imports {other}"
                 )
+
+
+def test_no_imports_go_round() -> None:
+    known = modules()
+    graph = {
+        name.removesuffix(".__init__"): {
+            other
+            for other in imported(path, top_level=True)
+            if other in known or f"{other}.__init__" in known
+        }
+        for name, path in known.items()
+    }
+    TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def ours(module: str) -> set[str]:
+    return {other for other in imported(ROOT / f"{module}.py") if other.partition(".")[0] == "runner"}
+
+
+def test_the_ground_floor_knows_nothing_above_it() -> None:
+    assert ours("tensors") == ours("errors") == set()
+    assert ours("files") == {"runner.errors"}
+    assert ours("checkpoint") == {"runner.files", "runner.tensors"}
+    assert ours("write") == {"runner.checkpoint", "runner.errors", "runner.files"}
+
+
+def test_nothing_is_imported_by_a_name_that_is_computed() -> None:
+    for name, path in modules().items():
+        called = {
+            ast.unparse(n.func) for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)
+        }
+        assert not called & {"__import__", "importlib.import_module", "import_module"}, name
 
 
 def test_methods_formats_and_architectures_do_not_know_each_other() -> None:

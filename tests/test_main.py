@@ -392,7 +392,7 @@ def test_a_signal_ends_a_merge_at_once_in_one_line_without_leftovers(
 ) -> None:
     code, errors, seconds = interrupted(big, tmp_path, number, times)
     assert code == 128 + number
-    assert errors == "runner: interrupted. No output was written.\n"
+    assert errors == "runner: interrupted. Nothing unfinished is left behind.\n"
     assert seconds < 1
     assert models(tmp_path / "out") == []
     assert record(tmp_path)["run"]["error"]["stage"] == "execute"
@@ -540,7 +540,7 @@ def test_a_signal_ends_a_whole_sweep(big: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert errors.endswith("runner: interrupted. No output was written.\n")
+    assert errors.endswith("runner: interrupted. Nothing unfinished is left behind.\n")
     assert not list(tmp_path.rglob("1_*"))
     assert not list(tmp_path.rglob(".rnr-*"))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from runner.errors import IncompatibleError
 from runner.guard import read_recipe
 from runner.place import Devices, place
 from runner.plan import BUFFER, COPIED, KEPT, MERGED, Plan
+from runner.tensors import TensorSpec
+from tests.architectures.models import model
 from tests.build import planned
 
 GOLDEN = Path(__file__).parent / "golden" / "plans"
@@ -30,6 +34,17 @@ def save(folder: Path, name: str, **tensors: Tensor) -> None:
     base = {UNET: torch.ones(4, 4), VAE: torch.ones(4)}
     there = {key: tensor for key, tensor in {**base, **tensors}.items() if tensor is not GONE}
     save_file(there, folder / f"{name}.safetensors")
+
+
+def save_header(path: Path, specs: Mapping[str, TensorSpec]) -> None:
+    """A checkpoint whose data lies in the order of `specs`, and is a hole: enough for a plan."""
+    entries, at = {}, 0
+    for key, spec in specs.items():
+        entries[key] = {"dtype": spec.dtype, "shape": spec.shape, "data_offsets": (at, at + spec.nbytes)}
+        at += spec.nbytes
+    header = json.dumps(entries).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(path, 8 + len(header) + at)
 
 
 @pytest.fixture
@@ -68,6 +83,38 @@ def test_a_model_that_has_no_part_in_a_key_need_not_have_it(models: Path) -> Non
     assert fates(planned(tree(alpha={"default": 0.3, "vae": 0}), models)) == {UNET: MERGED, VAE: COPIED}
 
 
+def test_a_model_that_is_not_used_is_not_read(models: Path) -> None:
+    both, one = planned(tree(alpha=0.3), models), planned(tree(alpha=0), models)
+    assert {load.model for job in both.jobs for load in job.loads} == {0, 1}
+    assert {load.model for job in one.jobs for load in (*job.loads, *job.equal)} == {0}
+    assert one.bytes_read * 2 == both.bytes_read == 2 * (16 + 4) * 4
+
+
+def test_keys_that_do_not_fit_are_counted_and_the_first_are_named(models: Path) -> None:
+    for name in "ab":
+        save(models, name, **{f"model.diffusion_model.{n}": torch.ones(1) for n in range(6)})
+    save(models, "b")
+    first = ", ".join(f"model.diffusion_model.{n}" for n in range(3))
+    assert unfit(models, tree()).message == (
+        f"b.safetensors: keys of a.safetensors are missing (6 tensors: {first}, ...)"
+    )
+    assert unfit(models, tree()).exit_code == 5
+
+
+def test_an_inpainting_model_against_a_plain_one_is_called_so(tmp_path: Path) -> None:
+    for name, channels in (("a", 9), ("b", 4)):
+        specs = model("sd1", "checkpoint", tiny=True, channels=channels)
+        save_header(tmp_path / f"{name}.safetensors", specs)
+    kinds, shapes = unfit(tmp_path, tree()).message.split("\n")
+    assert kinds == (
+        "models of different kinds: a.safetensors is Stable Diffusion 1.x inpainting, "
+        "b.safetensors is Stable Diffusion 1.x"
+    )
+    assert shapes.startswith("b.safetensors: other shapes than in a.safetensors (1 tensor: ")
+    kept = planned(tree(shapes="keep"), tmp_path)
+    assert kept.fates[KEPT] == 1 and len(*kept.deviations.values()) == 1
+
+
 def test_a_missing_key_is_refused_with_both_files_and_kept_if_the_recipe_says_so(models: Path) -> None:
     save(models, "b", **{VAE: GONE})
     error = unfit(models, tree())
@@ -86,19 +133,24 @@ def test_an_extra_key_is_refused_dropped_or_kept(models: Path) -> None:
     plan = planned(tree(extra="drop"), models)
     assert "more" not in fates(plan)
     assert plan.dropped == {"b.safetensors: keys that a.safetensors lacks": ("more",)}
-    assert fates(planned(tree(extra="keep"), models))["more"] == COPIED
+    plan = planned(tree(extra="keep"), models)
+    assert fates(plan)["more"] == COPIED
+    assert plan.deviations == {"b.safetensors: keys that a.safetensors lacks, kept": ("more",)}
 
 
 def test_another_shape_is_refused_or_kept(models: Path) -> None:
     save(models, "b", **{UNET: torch.ones(4, 5)})
     message = unfit(models, tree()).message
     assert "other shapes than in a.safetensors" in message and "the first is [4, 5], there [4, 4]" in message
-    assert fates(planned(tree(shapes="keep"), models)) == {UNET: KEPT, VAE: MERGED}
+    for policy in ({"shapes": "keep"}, {"force": True}):
+        plan = planned(tree(**policy), models)
+        assert fates(plan) == {UNET: KEPT, VAE: MERGED}
+        assert plan.deviations == {"another shape in b.safetensors: kept": (UNET,)}
 
 
 def test_floats_against_integers_are_refused(models: Path) -> None:
     save(models, "b", **{UNET: torch.ones(4, 4, dtype=torch.int64)})
-    assert "floats against integers" in unfit(models, tree()).message
+    assert "other kinds of dtype" in unfit(models, tree()).message
 
 
 def test_everything_that_does_not_fit_is_told_at_once(models: Path) -> None:
@@ -113,6 +165,21 @@ def test_integers_must_agree_and_are_copied(models: Path) -> None:
     assert job.fate == BUFFER and not job.steps and [load.model for load in job.equal] == [1]
     (job,) = (job for job in planned(tree(integers="keep"), models).jobs if job.key == "ids")
     assert not job.equal
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(torch.arange(2), id="shorter"),
+        pytest.param(torch.arange(4), id="longer"),
+        pytest.param(torch.arange(3.0), id="floats"),
+        pytest.param(GONE, id="missing"),
+    ],
+)
+def test_integers_that_do_not_fit_are_refused_as_floats_are(other: Tensor, models: Path) -> None:
+    save(models, "a", ids=torch.arange(3))
+    save(models, "b", ids=other)
+    assert "b.safetensors" in unfit(models, tree()).message
 
 
 def test_schedules_and_markers_come_from_the_primary_in_its_dtype(models: Path) -> None:
@@ -130,6 +197,48 @@ def test_ema_copies_are_dropped_with_a_warning_or_kept(models: Path) -> None:
     plan = planned(tree(), models)
     assert ema not in fates(plan) and plan.dropped == {"EMA copy": (ema,)}
     assert fates(planned(tree(ema="keep"), models))[ema] == MERGED
+
+
+def test_ema_copies_that_only_another_model_has_are_nobodys_loss(models: Path) -> None:
+    save(models, "b", **{"model_ema.diffusion_modelx": torch.ones(2)})
+    plan = planned(tree(), models)
+    assert not plan.dropped and not plan.warnings
+
+
+def test_a_model_that_stands_twice_is_loaded_once(models: Path) -> None:
+    inner = tree("add_difference", "abc")
+    plan = planned(tree(models={"a": "a.safetensors", "b": inner}), models)
+    assert [job.steps[1].arguments for job in plan.jobs] == [(0, 3)] * 2
+    assert [[load.model for load in job.loads] for job in plan.jobs] == [[0, 1, 2]] * 2
+
+
+def test_the_primary_of_a_nested_merge_decides_the_dtype(models: Path) -> None:
+    save(models, "c", **{UNET: torch.ones(4, 4).half(), VAE: torch.ones(4).bfloat16()})
+    inner = tree(models={"a": "c.safetensors", "b": "b.safetensors"})
+    plan = planned(tree(models={"a": inner, "b": "a.safetensors"}), models)
+    assert {job.key: job.spec.dtype for job in plan.jobs} == {UNET: "F16", VAE: "BF16"}
+    assert plan.resolved.primary.checkpoint.label == "c.safetensors"
+
+
+@pytest.mark.parametrize("policy", ["keep", "error"])
+def test_a_key_is_noted_once_however_often_its_merge_stands_in_the_recipe(policy: str, models: Path) -> None:
+    save(models, "b", **{VAE: GONE})
+    models_of = {"a": tree(), "b": "c.safetensors", "c": tree()}
+    recipe = tree("add_difference", models=models_of, missing=policy)
+    if policy == "error":
+        assert "1 tensor, all of vae" in unfit(models, recipe).message
+    else:
+        assert planned(recipe, models).deviations == {"missing in b.safetensors: kept": (VAE,)}
+
+
+@pytest.mark.parametrize("policy", ["keep", "error"])
+def test_what_does_not_fit_in_a_merge_that_has_no_part_in_a_key_does_not_matter(
+    policy: str, models: Path
+) -> None:
+    save(models, "b", **{VAE: GONE})
+    plan = planned(tree(models={"a": tree(), "b": "c.safetensors"}, alpha=1, missing=policy), models)
+    assert fates(plan) == {UNET: COPIED, VAE: COPIED}
+    assert not plan.deviations
 
 
 def test_an_equal_sub_merge_is_computed_once(models: Path) -> None:
@@ -188,6 +297,30 @@ def test_equal_recipes_and_inputs_give_equal_plans(models: Path) -> None:
     assert first.jobs == second.jobs and first.layout == second.layout
 
 
+@pytest.fixture
+def orders(tmp_path: Path) -> list[Path]:
+    """Two folders with the same models, whose tensors lie in opposite order."""
+    keys = [f"model.diffusion_model.{n}" for n in range(6)] + [f"model_ema.{n}" for n in range(3)]
+    folders = [tmp_path / "forward", tmp_path / "backward"]
+    for folder, order in zip(folders, (keys, keys[::-1]), strict=True):
+        folder.mkdir()
+        save_header(folder / "a.safetensors", {key: TensorSpec("F16", (3,)) for key in order})
+        some = {key: TensorSpec("F16", (3,)) for key in order if key[-1] not in "24"}
+        save_header(folder / "b.safetensors", some)
+    return folders
+
+
+def test_the_order_of_keys_in_the_inputs_changes_no_job(orders: list[Path]) -> None:
+    first, second = (planned(tree(missing="keep"), folder) for folder in orders)
+    assert first.jobs == second.jobs and first.layout == second.layout
+
+
+def test_the_order_of_keys_in_the_inputs_changes_no_list(orders: list[Path]) -> None:
+    first, second = (planned(tree(missing="keep"), folder) for folder in orders)
+    assert (first.dropped, first.deviations) == (second.dropped, second.deviations)
+    assert first.warnings == second.warnings
+
+
 def test_weights_of_each_model_reach_the_method_in_the_order_of_its_operands(models: Path) -> None:
     recipe = {
         "method": "task_arithmetic",
@@ -196,6 +329,10 @@ def test_weights_of_each_model_reach_the_method_in_the_order_of_its_operands(mod
     }
     steps = {job.key: dict(job.steps[0].parameters)["weight"] for job in planned(recipe, models).jobs}
     assert steps == {UNET: (0.2, 0.3), VAE: (0.7, 0.3)}
+
+
+def test_every_golden_plan_has_its_recipe() -> None:
+    assert {path.stem for path in GOLDEN.iterdir()} == {path.stem for path in RECIPES}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

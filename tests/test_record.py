@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from runner.compose import ComposedRecipe
 from runner.config import Job, Settings
-from runner.errors import IncompatibleError, MismatchError, RecipeError
+from runner.errors import IncompatibleError, MismatchError, NumericError, RecipeError
 from runner.files import look
 from runner.formats.safetensors import read_header
 from runner.place import Devices
@@ -83,8 +86,57 @@ def test_no_folder_is_in_the_record_or_the_header(models: Path) -> None:
     assert str(models) not in text
     _, metadata = read_header(look(models / "one" / "mix.safetensors", "mix"))
     assert str(models) not in json.dumps(metadata)
-    assert json.loads(metadata["runner.recipe"])["models"]["a"] == {"source": "a.safetensors"}
+    assert json.loads(metadata["runner.recipe"])["models"][0] == {"role": "a", "source": "a.safetensors"}
     assert metadata["format"] == "pt" and metadata["runner.method"] == "weighted_sum@1"
+
+
+def test_the_header_is_equal_for_equal_merges_and_tells_no_time(models: Path) -> None:
+    headers = []
+    for name, threads in (("one", 1), ("two", 2)):
+        merged(models, name, tree(), threads=threads)
+        _, metadata = read_header(look(models / name / "mix.safetensors", "mix"))
+        headers.append(metadata)
+    assert headers[0] == headers[1]
+    assert not re.search(r"\d{4}-\d\d-\d\d|\d\d:\d\d|/", " ".join(headers[0].values()))
+    assert headers[0]["runner.recipe_sha256"] == recipe_digest(parse_recipe("mix", tree(), here))
+
+
+def test_the_output_of_a_pipeline_tells_no_folder_either(models: Path) -> None:
+    recipe_tree = tree(models={"a": "demo:photo", "b": tree(models={"a": "demo:anime", "b": "demo:base"})})
+    content = merged(models, "one", recipe_tree)
+    for path in (models / "one").rglob("*"):
+        if path.is_file():
+            assert str(models).encode() not in path.read_bytes(), path
+    names = [file["name"] for file in content["deterministic"]["output"]["files"]]
+    assert "unet/diffusion_pytorch_model.safetensors" in names and not any(n.startswith("/") for n in names)
+    assert [entry["roles"] for entry in content["deterministic"]["inputs"]] == [["a"], ["b.a"], ["b.b"]]
+
+
+def strictly(folder: Path) -> Any:
+    """run.json as another program reads it: NaN and Infinity are no JSON."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} in run.json")
+
+    return json.loads((folder / "run.json").read_text(), parse_constant=refuse)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "changes"),
+    [
+        pytest.param(1.0, 2.0, {}, id="plain"),
+        pytest.param(*(0.0, 1.0, {}), id="zeros"),
+        pytest.param(*(1e30, 2e30, {}), id="large"),
+        pytest.param(*(float("nan"), 1.0, {"nonfinite": ["*"]}), id="allowed NaN"),
+    ],
+)
+def test_run_json_is_json_whatever_the_models_hold(
+    a: float, b: float, changes: dict[str, Any], models: Path
+) -> None:
+    for name, value in (("a", a), ("b", b)):
+        save_file({"x": torch.tensor([value, value])}, models / f"{name}.safetensors")
+    merged(models, "one", tree(**changes))
+    assert "other" in strictly(models / "one")["run"]["moved"]
 
 
 def test_the_record_says_what_was_read_written_and_moved(models: Path) -> None:
@@ -105,14 +157,34 @@ def test_a_failure_is_recorded_with_its_stage_and_code(models: Path) -> None:
         ("two", tree(models={"a": "a.safetensors", "b": "demo.safetensors"}), IncompatibleError, "plan"),
     ):
         if stage == "plan":
-            from safetensors.torch import save_file
-            from torch import ones
-
-            save_file({"other": ones(1)}, models / "demo.safetensors")
+            save_file({"other": torch.ones(1)}, models / "demo.safetensors")
         with pytest.raises(error):
             merged(models, name, bad)
         found = record(models / name)["run"]["error"]
         assert (found["stage"], found["exit_code"]) == (stage, error.exit_code)
+
+
+def test_a_failure_while_numbers_are_computed_is_recorded_with_what_was_known(models: Path) -> None:
+    save_file({"x": torch.tensor([float("nan")])}, models / "a.safetensors")
+    save_file({"x": torch.tensor([1.0])}, models / "b.safetensors")
+    with pytest.raises(NumericError):
+        merged(models, "one", tree())
+    content = strictly(models / "one")
+    error = content["run"]["error"]
+    assert (error["stage"], error["exit_code"]) == ("execute", 6) and "NaN or Inf" in error["message"]
+    assert content["deterministic"]["keys"] == {"merged": 1} and "output" not in content["deterministic"]
+    assert [path.name for path in (models / "one").iterdir()] == ["run.json"]
+
+
+def test_an_interruption_is_recorded(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: Any, **settings: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("runner.run.place", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        merged(models, "one", tree())
+    error = record(models / "one")["run"]["error"]
+    assert error == {"stage": "plan", "exit_code": 130, "message": "interrupted"}
 
 
 def test_a_source_that_is_not_the_one_of_the_recipe_is_refused(models: Path) -> None:
@@ -141,7 +213,28 @@ def test_what_does_not_change_the_merge_does_not_change_the_recipes_digest() -> 
     assert "policies" not in canonical_recipe(one)
 
 
+def test_the_canonical_recipe_has_names_and_no_folders() -> None:
+    inner = tree(models={"a": "../deep/er/x.safetensors", "b": {"source": "~/y", "variant": "fp16"}}, seed=7)
+    models_of = {"a": "/abs/olute/a.safetensors", "b": inner}
+    parsed = parse_recipe("mix", tree(models=models_of, output={"dtype": "float16"}, author="me"), here)
+    inner_models = [
+        {"role": "a", "source": "x.safetensors"},
+        {"role": "b", "source": "y", "variant": "fp16"},
+    ]
+    assert canonical_recipe(parsed) == {
+        "method": "weighted_sum",
+        "models": [
+            {"role": "a", "source": "a.safetensors"},
+            {"role": "b", "method": "weighted_sum", "models": inner_models, "alpha": 0.3, "seed": 7},
+        ],
+        "alpha": 0.3,
+        "compute_dtype": "float32",
+        "output": {"name": "mix", "dtype": {"default": "float16"}},
+        "author": "me",
+    }
+
+
 def test_distances_are_relative_to_the_first_model() -> None:
     assert relative(4.0, 16.0) == 0.5
     assert relative(0.0, 0.0) == 0.0
-    assert relative(1.0, 0.0) == float("inf")
+    assert relative(1.0, 0.0) is None

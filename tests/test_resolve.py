@@ -86,10 +86,62 @@ def test_mistakes_of_nested_merges_and_missing_files_are_told_together(models: P
     assert any("nope.safetensors" in line for line in found)
 
 
+def places_of(mistakes: list[str]) -> set[str]:
+    """The key paths of messages "test.yaml:1: PATH: ..."."""
+    return {line.split(": ")[1] for line in mistakes}
+
+
+def test_all_wrong_names_are_told_at_once(models: Path) -> None:
+    inner = {"method": "slerp", "models": {"a": "a.safetensors", "base": "b.safetensors"}, "pre": "row"}
+    recipe = tree(models={"a": inner, "c": "c.safetensors"}, alhpa=0.5)
+    assert places_of(mistakes(models, recipe)) == {
+        *("models.a.models.b", "models.a.models.base", "models.a.pre"),
+        *("models.b", "models.c", "alhpa"),
+    }
+
+
+WRONG_VALUES = {
+    "alpha": {"default": 0.1, "IN99": 0.2, "vea": 0.3, "unet": 2},
+    "alhpa": 0.5,
+    "output": {"format": "diffuser", "dtype": {"unte": "float16"}},
+}
+WRONG_PLACES = {"alpha.IN99", "alpha.vea", "alpha.unet", "alhpa", "output.format", "output.dtype.unte"}
+
+
+def test_all_wrong_values_are_told_at_once(models: Path, cache: Path) -> None:
+    demos = {"a": "demo:photo", "b": "demo:anime"}
+    inner = {"method": "slerp", "models": demos, "per": "rows"}
+    with pytest.raises(RecipeError) as caught:
+        resolved({"method": "weighted_sum", "models": {**demos, "b": inner}, **WRONG_VALUES}, models, cache)
+    assert places_of(caught.value.message.split("\n")) == {*WRONG_PLACES, "models.b.per"}
+    assert caught.value.exit_code == 3
+
+
+def test_wrong_values_are_told_beside_a_role_too_many(models: Path, cache: Path) -> None:
+    roles = {"a": "demo:photo", "b": "demo:anime", "c": "demo:base"}
+    with pytest.raises(RecipeError) as caught:
+        resolved({"method": "weighted_sum", "models": roles, **WRONG_VALUES}, models, cache)
+    assert places_of(caught.value.message.split("\n")) == {*WRONG_PLACES, "models.c"}
+
+
+def test_wrong_values_are_told_beside_a_missing_role(models: Path, cache: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        resolved({"method": "weighted_sum", "models": {"a": "demo:photo"}, **WRONG_VALUES}, models, cache)
+    assert places_of(caught.value.message.split("\n")) == {*WRONG_PLACES, "models.b"}
+
+
 def test_a_source_that_stands_twice_is_opened_once(models: Path) -> None:
     inner = tree("add_difference", "abc")
     found = resolved(tree(models={"a": "./a.safetensors", "b": inner}), models)
     assert [len(model.sources) for model in found.models] == [2, 1, 1]
+
+
+def test_a_file_under_other_names_is_opened_once(models: Path) -> None:
+    (models / "link.safetensors").symlink_to(models / "a.safetensors")
+    names = {"a": "a.safetensors", "b": str(models / "a.safetensors"), "c": "link.safetensors"}
+    found = resolved(tree("add_difference", models=names), models)
+    assert [len(model.sources) for model in found.models] == [3]
+    assert set(found.merge.models.values()) == {0}
 
 
 def test_a_missing_file_names_the_nearest_one(models: Path) -> None:
@@ -116,14 +168,17 @@ def test_all_unreadable_sources_are_told_together(models: Path) -> None:
 )
 def test_what_is_no_model_says_why(name: str, reason: str, models: Path) -> None:
     (models / "folder").mkdir()
-    with pytest.raises(InputError, match=reason):
+    with pytest.raises(InputError, match=reason) as caught:
         resolved(tree(models={"a": name, "b": "b.safetensors"}), models)
+    assert caught.value.exit_code == 4 and name in caught.value.message
 
 
 def test_layouts_are_not_mixed_yet(models: Path, cache: Path) -> None:
     shutil.copytree(demo_model("photo", cache), models / "photo")
-    with pytest.raises(IncompatibleError, match="layouts cannot be mixed yet"):
+    with pytest.raises(IncompatibleError, match="layouts cannot be mixed yet") as caught:
         resolved(tree(models={"a": "photo", "b": "b.safetensors"}), models)
+    assert caught.value.exit_code == 5
+    assert '"photo" is a diffusers folder, "b.safetensors" is a single file' in caught.value.message
 
 
 def test_blocks_are_named_by_architecture(models: Path, cache: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from runner.checkpoint import Checkpoint, Layout, OutputFile, Stored
 from runner.errors import InputError, escape, nearest, quote
-from runner.files import InputFile, look, read_small
+from runner.files import InputFile, look, read_file, read_small
 from runner.formats.safetensors import output_file, read_header, shard_names, shards
 from runner.formats.strict_json import parse_object
 from runner.tensors import TensorSpec
@@ -141,8 +141,9 @@ class _Folder:
 
     def add_other(self, name: str) -> None:
         file = look(self.path(name), f"{self.label}/{name}")
-        if file.identity.size <= MAX_OTHER_BYTES:
-            self.others[name] = file
+        if file.identity.size > MAX_OTHER_BYTES:
+            raise self.error(name, f"{file.identity.size} bytes; at most {MAX_OTHER_BYTES} are carried on")
+        self.others[name] = file
 
     def add_weights(self, component: str, name: str) -> set[str]:
         """Reads one header; returns the names of the tensors inside the component."""
@@ -154,8 +155,8 @@ class _Folder:
                 raise self.error(component, f"tensor {quote(inner)} is in more than one file")
             self.tensors[key] = Stored(len(self.files), offset, spec)
         self.files.append(file)
-        for name, text in metadata.items():
-            self.metadata.setdefault(name, text)
+        for entry, text in metadata.items():
+            self.metadata.setdefault(entry, text)
         return set(tensors)
 
     def error(self, name: str, reason: str) -> InputError:
@@ -257,7 +258,7 @@ def _stem(primary: Checkpoint, component: str) -> str:
 
 def _carried_text(file: InputFile) -> bytes:
     """The content of a file that is carried on; configs lose the path they were loaded from."""
-    content = read_small(file.path, file.label, MAX_OTHER_BYTES)
+    content = read_file(file)
     if not file.label.endswith(("config.json", INDEX)):
         return content
     config = parse_object(content, file.label)

@@ -70,7 +70,8 @@ def parse_object(content: bytes, label: str) -> dict[str, Any]:
     return value
 
 
-_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
+# Possessive, and content with a string without end: one pass whatever the text is.
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
 
 
 def _depth(text: str) -> int:

@@ -9,22 +9,23 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from runner.tensors import SUM_ELEMENTS
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-PIECE_ELEMENTS = 32768  # a larger piece would be shared out among torch's threads
 PIECES_AT_A_TIME = 32  # bounds the float64 copies to 8 MiB each
 
 
 def dot(a: Tensor, b: Tensor) -> float:
     """⟨a, b⟩ over all elements, in float64."""
     a, b = a.reshape(-1), b.reshape(-1)
-    step = PIECE_ELEMENTS * PIECES_AT_A_TIME
+    step = SUM_ELEMENTS * PIECES_AT_A_TIME
     parts: list[float] = []
     for start in range(0, a.numel(), step):
         product = a[start : start + step].double() * b[start : start + step].double()
-        whole = product.numel() // PIECE_ELEMENTS * PIECE_ELEMENTS
-        parts += product[:whole].view(-1, PIECE_ELEMENTS).sum(1).tolist()
+        whole = product.numel() // SUM_ELEMENTS * SUM_ELEMENTS
+        parts += product[:whole].view(-1, SUM_ELEMENTS).sum(1).tolist()
         parts.append(float(product[whole:].sum()))
     return math.fsum(parts)
 
@@ -57,10 +58,10 @@ def as_matrix(a: Tensor) -> Tensor:
 
 def row_dots(a: Tensor, b: Tensor) -> Tensor:
     """⟨a_i, b_i⟩ for each row of two matrices, in float64, shape [rows, 1]."""
-    if a.shape[1] > PIECE_ELEMENTS:  # a row that torch's threads would share
+    if a.shape[1] > SUM_ELEMENTS:  # a row that torch's threads would share
         return a.double().new_tensor([[dot(row_a, row_b)] for row_a, row_b in zip(a, b, strict=True)])
     result = a.new_empty((a.shape[0], 1)).double()
-    rows = max(1, PIECE_ELEMENTS * PIECES_AT_A_TIME // max(1, a.shape[1]))
+    rows = max(1, SUM_ELEMENTS * PIECES_AT_A_TIME // max(1, a.shape[1]))
     for start in range(0, a.shape[0], rows):
         part = slice(start, start + rows)
         result[part] = (a[part].double() * b[part].double()).sum(1, keepdim=True)
