@@ -119,18 +119,20 @@ def resolve(
     problems = Problems(locate)
     bound = _check_names(recipe.merge, problems)
     models, unreadable = _open_sources(recipe, models_dir, cache_dir)
-    if unreadable or not bound:
+    if unreadable or not models:
         if problems:
             for error in unreadable:
                 problems.add((), error.message)
         problems.raise_if_any()
         raise _together(unreadable)
     index_of = {source.path: at for at, model in enumerate(models) for source in model.sources}
-    primary = models[index_of[_primary_source(recipe.merge).path]]
+    # With a method or role unknown the first model stands for the primary, to check the rest against.
+    primary = models[index_of[_primary_source(recipe.merge).path] if bound else 0]
     names = _Names(primary, models)
     merge = _bind(recipe.merge, index_of, names, problems)
     output_format = _check_output(recipe, primary, names, problems)
     problems.raise_if_any()
+    assert merge is not None  # else its method were a problem
     _check_layouts(models, primary)
     return Resolved(recipe, models, merge, output_format, tuple(problems.warnings))
 
@@ -283,10 +285,21 @@ class _Names:
         self.blocks = frozenset(block for place in self.places.values() for block in place.blocks)
 
 
-def _bind(merge: Merge, index_of: Mapping[KeyPath, int], names: _Names, problems: Problems) -> BoundMerge:
+def _bind(
+    merge: Merge, index_of: Mapping[KeyPath, int], names: _Names, problems: Problems
+) -> BoundMerge | None:
+    """A merge with its parameters read; None if its method, or one below, is unknown."""
+    models: dict[str, int | BoundMerge] = {}
     method = find_method(merge.method, merge.compat)
-    assert method is not None  # checked by _check_names
-    operands = _operands(merge, method)
+    operands = _operands(merge, method) if method else list(merge.models)
+    for role in operands:
+        model = merge.models.get(role)
+        if isinstance(model, Source):
+            models[role] = index_of[model.path]
+        elif model is not None and (bound := _bind(model, index_of, names, problems)):
+            models[role] = bound
+    if method is None:
+        return None
     binder = _Binder(merge, names, problems)
     weightings: dict[str, Weighting | tuple[Weighting, ...]] = {}
     choices: dict[str, str | bool] = {}
@@ -298,13 +311,6 @@ def _bind(merge: Merge, index_of: Mapping[KeyPath, int], names: _Names, problems
             weightings[name] = binder.per_model(parameter, value, operands[len(method.roles) :])
         else:
             weightings[name] = binder.weighting(parameter, value, (*merge.path, name))
-    models: dict[str, int | BoundMerge] = {}
-    for role in operands:
-        model = merge.models[role]
-        if isinstance(model, Source):
-            models[role] = index_of[model.path]
-        else:
-            models[role] = _bind(model, index_of, names, problems)
     return BoundMerge(method, models, weightings, choices, merge.policies, merge.seed, merge.path)
 
 
