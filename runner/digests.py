@@ -144,7 +144,7 @@ def _load(memory: Path | None) -> dict[str, str]:
         return {}
     if not isinstance(content, dict):
         return {}
-    return {name: value for name, value in content.items() if _SHA256.fullmatch(str(value))}
+    return {name: text for name, text in content.items() if isinstance(text, str) and _SHA256.fullmatch(text)}
 
 
 def _save(memory: Path, fresh: Mapping[str, str]) -> None:

@@ -67,7 +67,9 @@ def test_a_file_written_a_moment_ago_is_not_trusted_later(file: Path, tmp_path: 
     assert digest(file, memory)[1] is False
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"x": 3}', b"\xff\xff"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1]", b'{"x": 3}', b'{"x": ' + b"1" * 64 + b"}", b"\xff\xff"]
+)
 def test_a_damaged_memory_is_ignored_and_replaced(content: bytes, file: Path, tmp_path: Path) -> None:
     memory = tmp_path / "digests.json"
     memory.write_bytes(content)
