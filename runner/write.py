@@ -16,6 +16,7 @@ import hashlib
 import os
 import shutil
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ from runner.files import PIECE_BYTES, open_regular, read_into
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+LOCK_TRIES, LOCK_SECONDS = 5, 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,7 +346,7 @@ class Staging:
                     self.partial.rmdir()
             raise _failed(self.target, error) from error
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(lock)
         except OSError as error:
             os.close(lock)
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
@@ -395,6 +399,17 @@ def write_file(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise _failed(path, error) from error
+
+
+def _lock(descriptor: int) -> None:
+    """Takes the lock of a partial. Another run that looks whether it is stale holds it for a moment."""
+    for _ in range(LOCK_TRIES):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(LOCK_SECONDS)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _is_there(path: Path) -> bool:

@@ -247,3 +247,22 @@ def test_a_checksum_changes_with_words_that_change_places() -> None:
     assert checksum(memoryview(bytearray(b"".join(words)))) != checksum(
         memoryview(bytearray(b"".join(swapped)))
     )
+
+
+def test_what_killed_runs_left_of_other_outputs_is_removed_and_what_runs_build_is_not(
+    layout: Layout, tmp_path: Path
+) -> None:
+    pid = os.fork()
+    if pid == 0:  # a run that dies
+        Staging(layout, tmp_path / "dead").__enter__()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    with Staging(single(), tmp_path / "alive") as alive:
+        assert alive.stale
+        with Staging(layout, tmp_path / layout.name) as staging:
+            assert not staging.stale
+            fill(staging)
+            staging.publish()
+        fill(alive)
+        alive.publish()
+    assert entries(tmp_path) == sorted(["alive", layout.name])
