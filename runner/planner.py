@@ -83,7 +83,7 @@ class _Planner:
         self._keys: dict[int, dict[str, None]] = {}
         self._unlike: dict[int, frozenset[str]] = {}
         self.nonfinite = frozenset(_nonfinite(resolved.merge))
-        self._places: dict[Structure, KeyPath] = {}
+        self._drawn: dict[Structure, KeyPath] = {}
         self._fate = COPIED
         self._equal: list[Load] = []
 
@@ -248,7 +248,7 @@ class _Planner:
 
     def _drawn_at(self, merge: BoundMerge) -> KeyPath:
         """Where in the recipe a merge stands first: equal ones draw the same numbers, so they are one."""
-        return self._places.setdefault(_structure(merge), merge.path)
+        return self._drawn.setdefault(_structure(merge), merge.path)
 
     def _keep(self, first: int | BoundMerge, reason: str, key: str) -> _Value | None:
         """What the primary has at a key, because a policy says so."""

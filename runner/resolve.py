@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +70,22 @@ class BoundMerge:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A recipe and everything it names."""
+    """A recipe and everything it names.
+
+    Attributes:
+        recipe: as parsed.
+        models: its sources, each once.
+        merge: the recipe's merge, its names resolved.
+        output_format: in FORMATS.
+        places: where each key of any model stands.
+        warnings: what is unusual in the recipe, a line each.
+    """
 
     recipe: Recipe
     models: tuple[Model, ...]
     merge: BoundMerge
     output_format: str
+    places: Mapping[str, Place]
     warnings: tuple[str, ...] = ()
 
     @property
@@ -88,11 +97,6 @@ class Resolved:
     def files(self) -> list[InputFile]:
         """The weight files of all models."""
         return [file for model in self.models for file in model.checkpoint.files]
-
-    @cached_property
-    def places(self) -> dict[str, Place]:
-        """Where each key of any model stands."""
-        return _places(self.primary, self.models)
 
 
 def _places(primary: Model, models: tuple[Model, ...]) -> dict[str, Place]:
@@ -134,7 +138,7 @@ def resolve(
     problems.raise_if_any()
     assert merge is not None  # else its method were a problem
     _check_layouts(models, primary)
-    return Resolved(recipe, models, merge, output_format, tuple(problems.warnings))
+    return Resolved(recipe, models, merge, output_format, names.places, tuple(problems.warnings))
 
 
 def source_path(source: Source, models_dir: Path, cache_dir: Path) -> Path:

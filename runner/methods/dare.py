@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from runner.methods.random import Random
-from runner.methods.registry import Delta, PerModel, Range, Weight, each, method
+from runner.methods.registry import Delta, PerModel, Range, Weight, each, first_without_scale, method
 from runner.methods.ties import elect
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def _masked(
     return masked
 
 
-@method(determinism="exact", elementwise=True, result_is=lambda scale, **_: 0 if scale == 0 else None)
+@method(determinism="exact", elementwise=True, result_is=first_without_scale)
 def dare_linear(
     base: Weight,
     *models: Delta,
@@ -63,7 +63,7 @@ def dare_linear(
     return result
 
 
-@method(determinism="exact", elementwise=True, result_is=lambda scale, **_: 0 if scale == 0 else None)
+@method(determinism="exact", elementwise=True, result_is=first_without_scale)
 def dare_ties(
     base: Weight,
     *models: Delta,

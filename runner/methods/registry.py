@@ -189,6 +189,16 @@ def method(
     return register
 
 
+def either_end(alpha: float, **_: object) -> int | None:
+    """For result_is: of two operands the first at a share of 0, the second at 1."""
+    return {0.0: 0, 1.0: 1}.get(alpha)
+
+
+def first_without_scale(scale: float, **_: object) -> int | None:
+    """For result_is: the base, if what is added to it is scaled by 0."""
+    return 0 if scale == 0 else None
+
+
 def each(value: PerModel, count: int) -> list[float]:
     """A number for each of `count` models, from one for all or one for each."""
     return [float(value)] * count if isinstance(value, (int, float)) else list(value)

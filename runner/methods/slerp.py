@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from runner.methods.registry import Range, Weight, method
+from runner.methods.registry import Range, Weight, either_end, method
 from runner.methods.sums import as_matrix, cosine, dot, norm, row_dots
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def _by_rows(a: Tensor, b: Tensor, alpha: float, magnitude: str) -> Tensor:
     determinism="stable",
     elementwise=False,
     copies=(2, 3),
-    result_is=lambda alpha, **_: {0: 0, 1: 1}.get(alpha),
+    result_is=either_end,
 )
 def slerp(
     a: Weight,

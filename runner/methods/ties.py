@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from runner.methods.registry import Delta, PerModel, Range, Weight, each, method
+from runner.methods.registry import Delta, PerModel, Range, Weight, each, first_without_scale, method
 from runner.methods.selection import largest
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def _dense(density: tuple[float, ...], **_: object) -> bool:
     determinism=lambda **parameters: "exact" if _dense(**parameters) else "stable",
     elementwise=_dense,
     copies=(2, 6),
-    result_is=lambda scale, **_: 0 if scale == 0 else None,
+    result_is=first_without_scale,
 )
 def ties(
     base: Weight,

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from runner.methods.registry import Range, Weight, method
+from runner.methods.registry import Range, Weight, either_end, method
 
 
-def _ends(alpha: float) -> int | None:
-    return {0.0: 0, 1.0: 1}.get(alpha)
-
-
-@method(determinism="exact", elementwise=True, idempotent=True, result_is=_ends)
+@method(determinism="exact", elementwise=True, idempotent=True, result_is=either_end)
 def weighted_sum(a: Weight, b: Weight, *, alpha: Annotated[float, Range(0, 1, "ask")] = 0.5) -> Weight:
     """(1 − alpha)·a + alpha·b: the share alpha of b mixed into a.
 
