@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from runner.errors import IncompatibleError, KeyPath, NumericError, escape, quote
-from runner.methods.random import Random
+from runner.evaluation import CPU, Evaluation, Measured, torch_dtype
+from runner.methods.tiles import Tile
 from runner.plan import Job, Load, Plan
-from runner.tensors import DTYPES, SUM_ELEMENTS, TensorSpec
-
-
-def torch_dtype(spec: TensorSpec) -> torch.dtype:
-    """The dtype of torch for a tensor of a file."""
-    name = DTYPES[spec.dtype].torch
-    if name is None:
-        raise IncompatibleError(f"torch has no dtype for {spec.dtype}", tag="DTYPE")
-    dtype = getattr(torch, name)
-    assert isinstance(dtype, torch.dtype)
-    return dtype
+from runner.tensors import DTYPES, SUM_ELEMENTS
 
 
 @dataclass(slots=True)
@@ -46,7 +36,7 @@ class Scratch:
         plan: whose jobs will be run.
         read: fills a buffer with part of a stored tensor: (load, buffer, offset in its data).
         identities: of the merges that draw random numbers.
-        kept_elements: buffers of more are let go after each piece.
+        tile_elements: of a piece that may be cut; buffers of more elements are let go after each piece.
     """
 
     def __init__(
@@ -54,23 +44,26 @@ class Scratch:
         plan: Plan,
         read: Callable[[Load, memoryview, int], None],
         identities: Mapping[KeyPath, str],
-        kept_elements: int,
+        tile_elements: int,
     ) -> None:
         self._plan = plan
         self._identities = identities
-        self._kept_elements = kept_elements
+        self._tile_elements = tile_elements
         self._read = read
         self._inputs: list[bytearray] = []
         self._floats: list[Tensor] = []
 
-    def run(self, job: Job, start: int, count: int, out: memoryview, device: torch.device) -> Moved | None:
+    def run(
+        self, job: Job, start: int, count: int, out: memoryview, device: torch.device, measured: Measured
+    ) -> Moved | None:
         """Computes elements start … start + count of a job's tensor.
 
         Args:
-            job: the job; start and count are its whole tensor unless it is element-wise.
-            start, count: in elements.
+            job: the job.
+            start, count: in elements; a piece as the scope of the job allows it.
             out: receives the bytes as they are written to the file.
             device: where the arithmetic is done.
+            measured: what was measured for the steps of the job.
 
         Returns:
             How far the result moved from the first load; None if nothing was computed.
@@ -81,17 +74,51 @@ class Scratch:
         """
         try:
             if job.steps:
-                return self._merge(job, start, count, out, device)
+                return self._merge(job, start, count, out, device, measured)
             self._copy(job, start, count, out)
             return None
         finally:
-            if count > self._kept_elements:  # a whole tensor: the next is another size, and not ours alone
-                self._inputs.clear()
-                self._floats.clear()
+            self._let_go(count)
 
-    def _merge(self, job: Job, start: int, count: int, out: memoryview, device: torch.device) -> Moved:
+    def tiles(self, job: Job, step: int, measured: Measured) -> Tiles:
+        """What a step of a job is given, tile by tile.
+
+        Args:
+            job: the job.
+            step: number of the step.
+            measured: what was measured for the steps before it.
+        """
+        return Tiles(self, job, step, measured)
+
+    def walk(self, job: Job, step: int, measured: Measured) -> Iterator[Tile]:
+        """One walk over the tiles of a job."""
+        piece = job.piece_elements(self._tile_elements)
+        for start in range(0, max(1, job.spec.elements), piece):
+            count = min(piece, job.spec.elements - start)
+            evaluation = self._evaluation(job, start, count, torch.device(CPU), measured)
+            evaluation.compute(step)
+            yield evaluation.tile(job.steps[step])
+            self._let_go(count)
+
+    def _let_go(self, count: int) -> None:
+        if count > self._tile_elements:  # a whole tensor: the next is another size, and not ours alone
+            self._inputs.clear()
+            self._floats.clear()
+
+    def _evaluation(
+        self, job: Job, start: int, count: int, device: torch.device, measured: Measured
+    ) -> Evaluation:
         operands = [self._load(at, load, start, count) for at, load in enumerate(job.loads)]
-        result, original = self._apply(job, operands, start, count, device)
+        # Rounding to 16 bits restores the common value of 16-bit operands by itself.
+        wide = max(DTYPES[spec.dtype].bits for spec in (job.spec, *map(self._plan.spec, job.loads))) > 16
+        return Evaluation(job, start, count, device, measured, operands, wide, self._float, self._identities)
+
+    def _merge(
+        self, job: Job, start: int, count: int, out: memoryview, device: torch.device, measured: Measured
+    ) -> Moved:
+        evaluation = self._evaluation(job, start, count, device, measured)
+        evaluation.compute(len(job.steps))
+        operands, result, original = evaluation.operands, evaluation.values[-1], evaluation.operand(0)
         target = torch.frombuffer(out, dtype=torch_dtype(job.spec), count=count)
         target.copy_(result.reshape(-1))
         moved = self._moved(target, original, len(operands))
@@ -159,57 +186,6 @@ class Scratch:
             self._floats[at] = torch.empty(count, dtype=dtype)
         return self._floats[at][:count]
 
-    def _apply(
-        self, job: Job, operands: Sequence[Tensor], start: int, count: int, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
-        """The result of the last step, and the first load: both in the compute dtype."""
-        compute = getattr(torch, job.compute)
-        shape = (count,) if job.elementwise else job.spec.shape
-        values: list[Tensor] = []
-        cast: dict[int, Tensor] = {}
-        # Rounding to 16 bits restores the common value of 16-bit operands by itself.
-        wide = max(DTYPES[spec.dtype].bits for spec in (job.spec, *map(self._plan.spec, job.loads))) > 16
-
-        def operand(at: int) -> Tensor:
-            """A load or the value of a step, in the compute dtype."""
-            if at >= len(operands):
-                return values[at - len(operands)].to(compute)
-            if at not in cast:
-                tensor = operands[at]
-                if device.type != "cpu":
-                    tensor = tensor.to(device).to(compute)
-                elif tensor.dtype != compute:
-                    tensor = self._float(at, count, compute).copy_(tensor)
-                cast[at] = tensor.reshape(shape)
-            return cast[at]
-
-        def stored(at: int, as_loaded: torch.dtype | None) -> Tensor:
-            """For compat: a as the tool loaded it, the others as they are in the file."""
-            if at >= len(operands):
-                return values[at - len(operands)]
-            tensor = operands[at]
-            dtype = as_loaded if as_loaded and tensor.is_floating_point() else tensor.dtype
-            return tensor.to(device, dtype).reshape(shape)
-
-        for step in job.steps:
-            if step.method.stored:
-                # Only the last step's result is saved; before it the tool had all in float32.
-                loaded = torch_dtype(job.spec) if step is job.steps[-1] else torch.float32
-                arguments = [stored(at, loaded if n == 0 else None) for n, at in enumerate(step.arguments)]
-            else:
-                arguments = [operand(at) for at in step.arguments]
-            if step.method.deltas:
-                arguments[1:] = [model - arguments[0] for model in arguments[1:]]
-            keywords: dict[str, Any] = dict(step.parameters)
-            if step.draw is not None:
-                identity = self._identities[step.draw.path]
-                keywords["random"] = Random(step.draw.seed, identity, step.draw.roles, job.key, start)
-            value = step.method.function(*arguments, **keywords)
-            if wide and step.idempotent:
-                value = _restore_common(value, arguments)
-            values.append(value)
-        return values[-1], operand(0)
-
     def _check(self, job: Job, result: Tensor, operands: Sequence[Tensor], start: int) -> None:
         """Raises: NumericError if a value is not finite, or not after the cast; says which."""
         if not job.spec.is_float or not result.numel():
@@ -244,13 +220,17 @@ class Scratch:
         return Moved(_squares(difference), _squares(original))
 
 
-def _restore_common(result: Tensor, operands: Sequence[Tensor]) -> Tensor:
-    """The result, with the operands' common value where they are all equal."""
-    first, *others = operands
-    differ = first != others[0]
-    for other in others[1:]:
-        differ |= first != other
-    return torch.where(differ, result, first)
+@dataclass
+class Tiles:
+    """The tiles of a step, to be walked over any number of times."""
+
+    scratch: Scratch
+    job: Job
+    step: int
+    measured: Measured
+
+    def __iter__(self) -> Iterator[Tile]:
+        return self.scratch.walk(self.job, self.step, self.measured)
 
 
 def _squares(values: Tensor) -> list[float]:

@@ -17,12 +17,15 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 import torch
 
 from runner.compute import Moved, Scratch
 from runner.errors import KeyPath, OutOfMemoryError, quote
+from runner.evaluation import Measured
 from runner.files import read_into
+from runner.measure import Measuring
 from runner.place import CPU, Device, Placement, working_bytes
 from runner.plan import Job, Load, Plan
 from runner.tensors import DTYPES
@@ -62,23 +65,24 @@ class Outcome:
         written: the pieces, with checksums to compare with what is read back.
         moved: by component, the sums of squares of (result − a) and of a.
         fallbacks: what was moved from a device to another place, and how often.
+        notes: what methods found unusual, and the keys where they did.
     """
 
     digests: list[str] = field(default_factory=list)
     written: list[Written] = field(default_factory=list)
     moved: dict[str, tuple[float, float]] = field(default_factory=dict)
     fallbacks: Counter[str] = field(default_factory=Counter)
+    notes: dict[str, list[str]] = field(default_factory=dict)
 
 
 def pieces(plan: Plan, tile_elements: int) -> Iterator[Piece]:
-    """The work in file order: element-wise jobs in tiles, others whole."""
+    """The work in file order: each job cut as its scope allows."""
     number = 0
     for index, job in enumerate(plan.jobs):
-        elements = job.spec.elements
-        tile = tile_elements if job.elementwise else max(1, elements)
-        for start in range(0, elements, tile):
-            count = min(tile, elements - start)
-            yield Piece(number, index, start, count, working_bytes(plan, job, count))
+        elements, size = job.spec.elements, job.piece_elements(tile_elements)
+        cost = working_bytes(plan, job, size)
+        for start in range(0, elements, size):
+            yield Piece(number, index, start, min(size, elements - start), cost)
             number += 1
 
 
@@ -144,6 +148,7 @@ class _Engine:
         self.error: BaseException | None = None
         self.unlike: set[Device] = set()  # GPUs that round otherwise than the host
         self.outcome = Outcome()
+        self.measuring = Measuring(plan)
         self.parts: dict[int, dict[int, Moved]] = {}
         self.buffers: list[bytearray] = []
         self.descriptors: dict[tuple[int, int], int] = {}
@@ -158,6 +163,8 @@ class _Engine:
 
     def run(self, advance: Callable[[int], None]) -> Outcome:
         tasks = [("hash", self._hash), ("flush", self._flush)]
+        if not self.measuring.surveyed:
+            tasks.append(("survey", self._survey))
         for device in self.waiting:
             for number in range(self.placement.threads if device == CPU else 1):
                 tasks.append((f"{device}-{number}", _Worker(self, device).run))
@@ -216,24 +223,51 @@ class _Engine:
             self.room.notify_all()
             self.ready.notify_all()
 
-    def take(self, device: Device) -> tuple[Piece, memoryview] | None:
-        """The next piece for a device and the memory for its result; None when there is no more.
+    def take(self, device: Device) -> tuple[Piece, memoryview] | int | None:
+        """What a worker of a device is to do next; None when there is no more.
 
-        The earliest unfinished piece is always admitted, so waiting for room ends.
+        The next piece and the memory for its result; or, while that must wait, a job to measure. The
+        earliest unfinished piece is always admitted, and its job measured, so waiting for room ends.
         """
         waiting = self.waiting[device]
         with self.room:
             while waiting and self.error is None:
+                if not self.measuring.surveyed:
+                    self.room.wait()
+                    continue
                 piece = waiting[0]
                 fits = self.in_flight + piece.cost <= self.placement.memory[CPU]
-                if piece.number == self.hashed or (
-                    fits and piece.number < self.hashed + self.placement.pieces_ahead
-                ):
+                first = piece.number == self.hashed
+                ahead = piece.number >= self.hashed + self.placement.pieces_ahead
+                if (first or (fits and not ahead)) and self.measuring.is_done(piece.job):
                     waiting.popleft()
                     self.in_flight += piece.cost
                     return piece, self._buffer(piece)
+                job = self.measuring.next(piece.job, self.placement.pieces_ahead) if first or fits else None
+                if job is not None:
+                    self.in_flight += self._cost(job)
+                    return job
                 self.room.wait()
             return None
+
+    def _cost(self, job: int) -> int:
+        """Bytes that are held while a job is measured."""
+        elements = self.plan.jobs[job].piece_elements(self.placement.tile_elements)
+        return working_bytes(self.plan, self.plan.jobs[job], elements)
+
+    def measured(self, job: int, found: dict[int, Any]) -> None:
+        """Takes what was measured of a job."""
+        with self.room:
+            self.in_flight -= self._cost(job)
+            self.measuring.done(job, found)
+            self.room.notify_all()
+
+    def _survey(self) -> None:
+        """Measures what is measured over the whole model; the workers wait for it."""
+        scratch = Scratch(self.plan, self.read, self.identities, self.placement.tile_elements)
+        self.measuring.survey(scratch)
+        with self.room:
+            self.room.notify_all()
 
     def _buffer(self, piece: Piece) -> memoryview:
         size = piece.count * DTYPES[self.plan.jobs[piece.job].spec.dtype].bits // 8
@@ -265,12 +299,15 @@ class _Engine:
                 piece, data = self.finished.pop(number)
             hashers[self.plan.jobs[piece.job].file].update(data)
             self._release(piece, data)
+        self.outcome.notes = {note: sorted(keys) for note, keys in sorted(self.measuring.notes.items())}
         self.outcome.digests = [hasher.hexdigest() for hasher in hashers]
         self.stopped.set()
 
     def _release(self, piece: Piece, data: memoryview) -> None:
         buffer = data.obj
         with self.room:
+            if piece.start + piece.count == self.plan.jobs[piece.job].spec.elements:
+                self.measuring.forget(piece.job)
             self.hashed += 1
             self.in_flight -= piece.cost
             self.bytes_done += len(data)
@@ -311,11 +348,16 @@ class _Worker:
         self.device = device
         self.scratch = Scratch(engine.plan, engine.read, engine.identities, engine.placement.tile_elements)
         self.compared: set[str] = set()  # methods whose first piece the host computed too
+        self.measured: Measured = {}
 
     def run(self) -> None:
-        while taken := self.engine.take(self.device):
+        while (taken := self.engine.take(self.device)) is not None:
+            if isinstance(taken, int):
+                self.engine.measured(taken, self.engine.measuring.measure(taken, self.scratch))
+                continue
             piece, data = taken
             job = self.engine.plan.jobs[piece.job]
+            self.measured = self.engine.measuring.of(piece.job)
             moved = self._compute(job, piece.start, piece.count, data)
             offset = piece.start * DTYPES[job.spec.dtype].bits // 8
             written = self.engine.staging.write(job.file, data, job.offset + offset)
@@ -324,8 +366,8 @@ class _Worker:
     def _compute(self, job: Job, start: int, count: int, data: memoryview) -> Moved | None:
         try:
             if self.device == CPU or not self._gives_the_same(job, start, count, data):
-                return self.scratch.run(job, start, count, data, torch.device(CPU))
-            return self.scratch.run(job, start, count, data, torch_device(self.device))
+                return self.scratch.run(job, start, count, data, torch.device(CPU), self.measured)
+            return self.scratch.run(job, start, count, data, torch_device(self.device), self.measured)
         except torch.OutOfMemoryError:
             return self._with_less(job, start, count, data)
         except (MemoryError, RuntimeError) as error:
@@ -347,9 +389,9 @@ class _Worker:
             return False
         if methods <= self.compared:
             return True
-        self.scratch.run(job, start, count, data, torch.device(CPU))
+        self.scratch.run(job, start, count, data, torch.device(CPU), self.measured)
         expected = bytes(data)
-        self.scratch.run(job, start, count, data, torch_device(self.device))
+        self.scratch.run(job, start, count, data, torch_device(self.device), self.measured)
         self.compared |= methods
         if bytes(data) == expected:
             return True
@@ -360,7 +402,7 @@ class _Worker:
     def _with_less(self, job: Job, start: int, count: int, data: memoryview) -> Moved | None:
         """A piece the GPU has no memory for: in halves, and on the host if that does not help."""
         torch.cuda.empty_cache()
-        if job.elementwise and count > MIN_CHUNK_ELEMENTS:
+        if job.scope == "element" and count > MIN_CHUNK_ELEMENTS:
             self._fell_back(f"GPU {self.device}: out of memory, chunk halved")
             half, item = count // 2, len(data) // count
             left = self._compute(job, start, half, data[: half * item])
@@ -375,7 +417,7 @@ class _Worker:
                 hint="placement=cpu",
             )
         self._fell_back(f"GPU {self.device}: out of memory, computed on the host")
-        return self.scratch.run(job, start, count, data, torch.device(CPU))
+        return self.scratch.run(job, start, count, data, torch.device(CPU), self.measured)
 
     def _fell_back(self, what: str) -> None:
         with self.engine.room:

@@ -89,13 +89,13 @@ def place(
     """
     threads = threads or _processors()
     tile = tile_bytes(plan, tile_elements)
-    whole = max((working_bytes(plan, job) for job in plan.jobs if not job.elementwise), default=0)
+    whole = max((working_bytes(plan, job) for job in plan.jobs if job.scope == "tensor"), default=0)
     auto = min(max(AUTO_BUDGET_BYTES, whole), available_bytes() // 2)
     budget = settings.max_memory.get(CPU) or host_budget or auto
     # With a small budget fewer workers run; one tile is the least that works.
     workers = max(1, min(threads, budget // (tile * RESULTS_PER_WORKER) or 1))
     if max(tile, whole) > budget:
-        largest = max(plan.jobs, key=lambda job: 0 if job.elementwise else working_bytes(plan, job))
+        largest = max(plan.jobs, key=lambda job: working_bytes(plan, job) if job.scope == "tensor" else 0)
         what = f"tensor {largest.key}" if whole > tile else f"a tile of {tile_elements} elements"
         raise OutOfMemoryError(
             f"{what} needs {max(tile, whole)} bytes at a time, the budget is {budget}",
@@ -113,8 +113,9 @@ def _largest_together(plan: Plan, tile_elements: int, count: int) -> int:
     """Bytes of the `count` largest pieces: more are never in flight at a time."""
     costs: list[int] = []
     for job in plan.jobs:
-        tiles = -(-job.spec.elements // tile_elements) if job.elementwise else 1
-        costs += [working_bytes(plan, job, tile_elements if job.elementwise else None)] * min(tiles, count)
+        piece = job.piece_elements(tile_elements)
+        pieces = -(-job.spec.elements // piece)
+        costs += [working_bytes(plan, job, piece)] * min(pieces, count)
     return sum(heapq.nlargest(count, costs))
 
 
@@ -123,21 +124,20 @@ def working_bytes(plan: Plan, job: Job, elements: int | None = None) -> int:
     count = job.spec.elements if elements is None else min(elements, job.spec.elements)
     read = sum(DTYPES[plan.spec(load).dtype].bits // 8 for load in job.loads)
     floats = (len(job.loads) + sum(map(_copies, job.steps)) + 1) * (8 if job.compute == "float64" else 4)
-    sums = 0 if job.elementwise else min(SUMMING_BYTES, 32 * count)
+    sums = min(SUMMING_BYTES, 32 * count) if job.scope == "tensor" else 0
     return count * (read + floats + DTYPES[job.spec.dtype].bits // 8) + sums
 
 
 def _copies(step: Step) -> int:
     """Copies of a tensor, or of a tile, that a step holds beside its operands."""
-    if step.elementwise:
-        return 2  # its result and a temporary
     for_each, beside = step.method.copies
     return for_each * len(step.arguments) + beside
 
 
 def tile_bytes(plan: Plan, tile_elements: int) -> int:
-    """The most bytes a tile of any element-wise job holds."""
-    sizes = (working_bytes(plan, job, tile_elements) for job in plan.jobs if job.elementwise)
+    """The most bytes a tile of any job that may be cut holds."""
+    cut = (job for job in plan.jobs if job.scope != "tensor")
+    sizes = (working_bytes(plan, job, job.piece_elements(tile_elements)) for job in cut)
     return max(sizes, default=0) or 1
 
 
@@ -207,7 +207,7 @@ def _spread(plan: Plan, memory: Mapping[Device, int]) -> tuple[tuple[Device, ...
     for number, job in enumerate(plan.jobs):
         if not job.steps or job.determinism != "exact":
             continue
-        if not job.elementwise and working_bytes(plan, job) > smallest:
+        if job.scope == "tensor" and working_bytes(plan, job) > smallest:
             too_large += 1
         else:
             movable.append(number)

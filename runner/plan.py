@@ -37,12 +37,10 @@ class Draw:
 
     Attributes:
         seed: of the recipe.
-        path: where in the recipe the merge stands; its identity is known when its inputs are hashed.
         roles: of its models, in the order of the operands.
     """
 
     seed: int
-    path: KeyPath
     roles: tuple[str, ...]
 
 
@@ -54,18 +52,28 @@ class Step:
         method: the method.
         arguments: its operands: a number below the count of loads is a load, the others are steps.
         parameters: its keyword arguments, as resolved for this key.
-        draw: the random numbers it is given; None: none.
+        path: where in the recipe the merge stands first.
+        draw: the random numbers it is given; their stream has the identity of the merge, which is known
+            when its inputs are hashed. None: none.
+        with_optional: whether the last operand is the role that a recipe may leave out.
     """
 
     method: Method
     arguments: tuple[int, ...]
     parameters: tuple[tuple[str, Value], ...]
+    path: KeyPath = ()
     draw: Draw | None = None
+    with_optional: bool = False
 
     @property
-    def elementwise(self) -> bool:
-        """Whether each element of its result depends only on the same element of its operands."""
-        return bool(self._property(self.method.elementwise))
+    def scope(self) -> str:
+        """What an element of its result depends on: the same "element", its "row", or the "tensor"."""
+        return str(self._property(self.method.scope))
+
+    @property
+    def over(self) -> str | None:
+        """What is measured before it computes: the "tensor", the whole "model", or nothing."""
+        return None if self.method.over is None else self._property(self.method.over)
 
     @property
     def determinism(self) -> str:
@@ -111,9 +119,25 @@ class Job:
     offset: int = 0
 
     @property
-    def elementwise(self) -> bool:
-        """Whether the tensor may be cut into tiles."""
-        return all(step.elementwise for step in self.steps)
+    def scope(self) -> str:
+        """Where the tensor may be cut: anywhere ("element"), between rows ("row"), or nowhere ("tensor")."""
+        scopes = {step.scope for step in self.steps}
+        if "tensor" in scopes or len(self.spec.shape) < 2:
+            return "tensor" if scopes - {"element"} else "element"
+        if "row" in scopes:
+            # What is measured is summed in pieces, which rows do not keep to.
+            return "tensor" if any(step.over for step in self.steps) else "row"
+        return "element"
+
+    def piece_elements(self, tile_elements: int) -> int:
+        """How many elements are computed at a time, if a tile is as large as that."""
+        elements = max(1, self.spec.elements)
+        if self.scope == "element":
+            return min(tile_elements, elements)
+        if self.scope == "tensor":
+            return elements
+        row = elements // self.spec.shape[0]
+        return min(max(1, tile_elements // row) * row, elements)
 
     @property
     def determinism(self) -> str:

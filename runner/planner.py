@@ -67,7 +67,9 @@ class _Value:
     method: Method | None = None
     operands: tuple[_Value, ...] = ()
     parameters: tuple[tuple[str, Value], ...] = ()
+    path: KeyPath = ()
     draw: Draw | None = None
+    with_optional: bool = False
 
 
 class _Planner:
@@ -83,7 +85,8 @@ class _Planner:
         self._keys: dict[int, dict[str, None]] = {}
         self._unlike: dict[int, frozenset[str]] = {}
         self.nonfinite = frozenset(_nonfinite(resolved.merge))
-        self._drawn: dict[Structure, KeyPath] = {}
+        self._first: dict[Structure, KeyPath] = {}
+        self._paths: dict[int, KeyPath] = {}
         self._fate = COPIED
         self._equal: list[Load] = []
 
@@ -218,8 +221,15 @@ class _Planner:
         operands.insert(0, primary)
         if not spec.is_float and not node.method.stored:
             return self._integer(node, operands)
-        draw = Draw(node.seed, self._drawn_at(node), tuple(node.models)) if node.method.draws else None
-        return _Value(None, node.method, tuple(operands), tuple(sorted(parameters.items())), draw)
+        return _Value(
+            None,
+            node.method,
+            tuple(operands),
+            tuple(sorted(parameters.items())),
+            self._path(node),
+            Draw(node.seed, tuple(node.models)) if node.method.draws else None,
+            node.method.optional in node.models,
+        )
 
     def _misfit(
         self, merge: BoundMerge, role: str, spec: TensorSpec, operand: _Value | None
@@ -246,9 +256,11 @@ class _Planner:
             self._equal += [operand.load for operand in operands[1:] if operand.load is not None]
         return operands[0]
 
-    def _drawn_at(self, merge: BoundMerge) -> KeyPath:
-        """Where in the recipe a merge stands first: equal ones draw the same numbers, so they are one."""
-        return self._drawn.setdefault(_structure(merge), merge.path)
+    def _path(self, merge: BoundMerge) -> KeyPath:
+        """Where in the recipe a merge stands first: equal ones are one, and draw the same numbers."""
+        if id(merge) not in self._paths:
+            self._paths[id(merge)] = self._first.setdefault(_structure(merge), merge.path)
+        return self._paths[id(merge)]
 
     def _keep(self, first: int | BoundMerge, reason: str, key: str) -> _Value | None:
         """What the primary has at a key, because a policy says so."""
@@ -315,11 +327,11 @@ Structure = tuple[str, int, tuple[tuple[str, Any], ...]]
 
 
 def _structure(merge: BoundMerge) -> Structure:
-    """What decides the random numbers of a merge: its method, seed and models by role."""
+    """What equal merges have in common wherever they stand: method, seed and models by role."""
     models = (
         (role, model if isinstance(model, int) else _structure(model)) for role, model in merge.models.items()
     )
-    return merge.method.label, merge.seed, tuple(models)
+    return merge.method.label, merge.seed if merge.method.draws else 0, tuple(models)
 
 
 def _nonfinite(merge: BoundMerge) -> Iterable[str]:
@@ -351,7 +363,16 @@ def _flatten(value: _Value) -> tuple[tuple[Load, ...], tuple[Step, ...]]:
     steps = []
     for node in order:
         assert node.method is not None  # it is no load
-        steps.append(Step(node.method, tuple(map(slot, node.operands)), node.parameters, node.draw))
+        steps.append(
+            Step(
+                node.method,
+                tuple(map(slot, node.operands)),
+                node.parameters,
+                node.path,
+                node.draw,
+                node.with_optional,
+            )
+        )
     return tuple(loads), tuple(steps)
 
 

@@ -245,6 +245,7 @@ class RunRecord:
             "files": files,
         }
         self.run["fallbacks"] = dict(outcome.fallbacks)
+        self.run["notes"] = outcome.notes
         self.run["moved"] = {
             component: {"relative": relative(difference, original), "norm": _rounded(math.sqrt(difference))}
             for component, (difference, original) in outcome.moved.items()

@@ -230,7 +230,7 @@ def _check_names(merge: Merge, problems: Problems) -> bool:
         if role not in merge.models:
             problems.add((*merge.path, "models", role), f"missing: {takes}")
             good = False
-    others = [role for role in merge.models if role not in method.roles]
+    others = [role for role in merge.models if role not in (*method.roles, method.optional)]
     if method.variadic is None:
         for role in others:
             problems.add((*merge.path, "models", role), f"no such model: {takes}")
@@ -250,15 +250,18 @@ def _check_names(merge: Merge, problems: Problems) -> bool:
 
 def _takes(method: Method) -> str:
     """The models a method takes, for a message."""
-    if method.variadic is None:
-        return ", ".join(method.roles)
-    more = f"{method.variadic} or more models under names of your own"
-    return f"{', '.join(method.roles)} and {more}" if method.roles else more
+    text = ", ".join(method.roles)
+    if method.variadic is not None:
+        more = f"{method.variadic} or more models under names of your own"
+        text = f"{text} and {more}" if text else more
+    return f"{text}, and {method.optional} if you like" if method.optional else text
 
 
 def _operands(merge: Merge, method: Method) -> list[str]:
-    """The roles of a merge in the order of the method's operands."""
-    return [*method.roles, *(role for role in merge.models if role not in method.roles)]
+    """The roles of a merge in the order of the method's operands; one it may leave out comes last."""
+    optional = [role for role in merge.models if role == method.optional]
+    others = [role for role in merge.models if role not in method.roles and role != method.optional]
+    return [*method.roles, *others, *optional]
 
 
 def _unknown_method(merge: Merge) -> tuple[KeyPath, str]:
@@ -312,7 +315,8 @@ def _bind(
         if parameter.choices:
             choices[name] = binder.choice(parameter, value)
         elif parameter.per_model:
-            weightings[name] = binder.per_model(parameter, value, operands[len(method.roles) :])
+            several = [role for role in operands if role not in method.roles and role != method.optional]
+            weightings[name] = binder.per_model(parameter, value, several or method.roles)
         else:
             weightings[name] = binder.weighting(parameter, value, (*merge.path, name))
     return BoundMerge(method, models, weightings, choices, merge.policies, merge.seed, merge.path)

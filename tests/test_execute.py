@@ -542,7 +542,7 @@ def test_an_error_leaves_no_thread_behind(tmp_path: Path) -> None:
 def whole_tensor_method() -> Iterator[None]:
     """A method that needs its tensors whole, registered for one test."""
 
-    @method(name="test_mean", determinism="stable", elementwise=False)
+    @method(name="test_mean", determinism="stable", scope="tensor")
     def test_mean(a: Weight, b: Weight) -> Weight:
         """a with its mean replaced by b's."""
         return a - a.mean() + b.mean()

@@ -68,7 +68,7 @@ def test_one_gpu_takes_all_that_gives_the_same_bytes_everywhere(models: Path) ->
 def whole_tensor_methods() -> Iterator[None]:
     """Methods that need their tensors whole, one of each class of determinism, registered for one test."""
     for name in ("exact", "stable", "machine"):
-        method(name=f"test_{name}", determinism=name, elementwise=False)(_mean_of)  # type: ignore[arg-type]
+        method(name=f"test_{name}", determinism=name, scope="tensor")(_mean_of)  # type: ignore[arg-type]
     yield
     for name in ("exact", "stable", "machine"):
         del METHODS[f"test_{name}", None]

@@ -8,6 +8,7 @@ from runner.methods import linear as linear
 from runner.methods import model_stock as model_stock
 from runner.methods import sigmoid as sigmoid
 from runner.methods import slerp as slerp
+from runner.methods import sphere as sphere
 from runner.methods import task_arithmetic as task_arithmetic
 from runner.methods import three_models as three_models
 from runner.methods import ties as ties

@@ -20,7 +20,7 @@ _ROUNDED = "b (and c) are rounded in the dtype of their files before the sum"
 @method(
     name="weighted_sum",
     determinism="exact",
-    elementwise=True,
+    scope="element",
     compat=_TOOLS,
     stored=True,
     differs=f"{_ROUNDED}; integer tensors are merged and cut",
@@ -30,14 +30,14 @@ def weighted_sum_compat(a: Weight, b: Weight, *, alpha: float = 0.5) -> Weight:
     return ((1 - alpha) * a) + (alpha * b)
 
 
-@method(name="sigmoid", determinism="exact", elementwise=True, compat=_TOOLS, stored=True, differs=_ROUNDED)
+@method(name="sigmoid", determinism="exact", scope="element", compat=_TOOLS, stored=True, differs=_ROUNDED)
 def sigmoid_compat(a: Weight, b: Weight, *, alpha: float = 0.5) -> Weight:
     """a + s·(b − a) with s = alpha²·(3 − 2·alpha)."""
     return a + ((b - a) * (alpha * alpha * (3 - (2 * alpha))))
 
 
 @method(
-    name="inv_sigmoid", determinism="exact", elementwise=True, compat=_TOOLS, stored=True, differs=_ROUNDED
+    name="inv_sigmoid", determinism="exact", scope="element", compat=_TOOLS, stored=True, differs=_ROUNDED
 )
 def inv_sigmoid_compat(a: Weight, b: Weight, *, alpha: Annotated[float, Range(0, 1)] = 0.5) -> Weight:
     """a + s·(b − a) with s = ½ − sin(asin(1 − 2·alpha) / 3)."""
@@ -47,7 +47,7 @@ def inv_sigmoid_compat(a: Weight, b: Weight, *, alpha: Annotated[float, Range(0,
 @method(
     name="add_diff",
     determinism="exact",
-    elementwise=True,
+    scope="element",
     compat=("diffusers",),
     stored=True,
     differs=f"the strength is 1 - alpha; {_ROUNDED}",
@@ -60,7 +60,7 @@ def add_diff_compat(a: Weight, b: Weight, c: Weight, *, alpha: float = 0.5) -> W
 @method(
     name="add_difference",
     determinism="exact",
-    elementwise=True,
+    scope="element",
     compat=_TOOLS,
     stored=True,
     differs="the merger did not know this name: the result is the weighted sum of a and b, c has no effect",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from runner.methods.registry import Weight, method
 
 
-@method(determinism="exact", elementwise=True, result_is=lambda scale: 0 if scale == 1 else None)
+@method(determinism="exact", scope="element", result_is=lambda scale: 0 if scale == 1 else None)
 def copy(a: Weight, *, scale: float = 1.0) -> Weight:
     """scale·a: the model itself, or its weights times a number.
 

@@ -21,7 +21,7 @@ def _only(weight: tuple[float, ...], normalize: bool) -> int | None:
 
 @method(
     determinism="exact",
-    elementwise=True,
+    scope="element",
     idempotent=lambda weight, normalize: normalize,
     result_is=_only,
 )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from runner.methods.combination import Combination
 from runner.methods.registry import Delta, Weight, method
-from runner.methods.sums import as_matrix, cosine, gram, row_dots
+from runner.methods.sums import as_matrix, gram, row_dots
+from runner.methods.tiles import Tile, Tiles, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
 
@@ -20,27 +22,60 @@ def _share(cosine_mean: float, count: int, clamp: bool) -> float:
     return max(0.0, min(1.0, share)) if clamp else share
 
 
-def _row_shares(deltas: Sequence[Tensor], pairs: Sequence[tuple[int, int]], clamp: bool) -> Tensor:
-    """The share for each row, shape [rows, 1]."""
+def _pairs(count: int, cosine: str) -> list[tuple[int, int]]:
+    return [(i, j) for i in range(count) for j in range(i + 1, count) if cosine != "adjacent" or j == i + 1]
+
+
+def _deltas(tile: Tile) -> Sequence[Tensor]:
+    return tile.operands[1:]
+
+
+def _measure(tiles: Tiles, cosine: str, clamp: bool) -> Combination:
+    products = gram(tiles, _deltas)
+    count = len(products.products)
+    pairs = _pairs(count, cosine)
+    cosines = [products.cosine(i, j) for i, j in pairs]
+    if cosine == "angle":
+        mean = math.cos(math.fsum(map(math.acos, cosines)) / len(pairs))
+    else:
+        mean = math.fsum(cosines) / len(pairs)
+    share = _share(mean, count, clamp)
+    note = "" if -1e-9 <= share <= 1 + 1e-9 else "opposing differences: t outside 0 to 1"
+    return Combination((share / count,) * count, note)
+
+
+def _row_shares(deltas: Sequence[Tensor], cosine: str, clamp: bool) -> Tensor:
+    """The share of each delta for each row, shape [rows, 1]."""
     matrices = [as_matrix(delta) for delta in deltas]
+    count, pairs = len(matrices), _pairs(len(matrices), cosine)
     norms = [row_dots(matrix, matrix).sqrt_() for matrix in matrices]
-    total = norms[0] * 0
+    cosines = []
     for i, j in pairs:
         product = norms[i] * norms[j]
-        total += (row_dots(matrices[i], matrices[j]) / product.masked_fill(product == 0, 1)).clamp_(-1, 1)
-    mean, count = total / len(pairs), len(deltas)
+        found = (row_dots(matrices[i], matrices[j]) / product.masked_fill(product == 0, 1)).clamp_(-1, 1)
+        cosines.append(found.acos() if cosine == "angle" else found)
+    mean = sum(cosines[1:], cosines[0]) / len(pairs)
+    mean = mean.cos() if cosine == "angle" else mean
     below = 1 + (count - 1) * mean
     share = (count * mean / below).masked_fill_(below.abs() < 1e-6, 0)
-    return share.clamp_(0, 1) if clamp else share
+    return (share.clamp_(0, 1) if clamp else share) / count
 
 
-@method(determinism="stable", elementwise=False, at_least=2, copies=(1, 4))
+@method(
+    determinism="stable",
+    scope=lambda per, **_: "row" if per == "row" else "element",
+    measure=_measure,
+    over=lambda per, **_: "tensor" if per == "tensor" else None,
+    at_least=2,
+    copies=(2, 4),
+)
 def model_stock(
     base: Weight,
     *models: Delta,
     per: Literal["tensor", "row"] = "tensor",
-    cosine_of: Literal["pairs", "adjacent"] = "pairs",
+    cosine: Literal["pairs", "adjacent", "angle"] = "pairs",
     clamp: bool = False,
+    measured: Combination | None = None,
 ) -> Weight:
     """t·mean(x_i) + (1 − t)·base with t = n·c / (1 + (n − 1)·c), c the mean cosine between the differences.
 
@@ -49,21 +84,16 @@ def model_stock(
         models: differences of two or more others from it. Parallel ones give their mean (t = 1),
             orthogonal ones the base (t = 0).
         per: whether c is taken over the "tensor" or each "row" (of a convolution: each filter).
-        cosine_of: all "pairs" of models, or "adjacent" ones only.
+        cosine: all "pairs" of models, or "adjacent" ones only; "angle" takes the cosine of the mean angle.
         clamp: limits t to 0 to 1; opposing differences give t below 0.
 
     Source: Jang et al., Model Stock, https://arxiv.org/abs/2403.19522.
     """
-    count = len(models)
-    pairs = [(i, j) for i in range(count) for j in range(i + 1, count) if cosine_of == "pairs" or j == i + 1]
-    mean = models[0].clone()
-    for delta in models[1:]:
-        mean.add_(delta)
-    mean.mul_(1 / count)
     if per == "row":
-        moved = as_matrix(mean) * _row_shares(models, pairs, clamp).to(mean.dtype)
-        return moved.reshape(base.shape).add_(base)
-    products = gram(list(models))
-    norms = [products[i][i] ** 0.5 for i in range(count)]
-    mean_cosine = sum(cosine(products[i][j], norms[i], norms[j]) for i, j in pairs) / len(pairs)
-    return mean.mul_(_share(mean_cosine, count, clamp)).add_(base)
+        shares = _row_shares(models, cosine, clamp).to(base.dtype)
+        total = as_matrix(models[0]) * shares
+        for delta in models[1:]:
+            total.add_(as_matrix(delta) * shares)
+        return total.reshape(base.shape).add_(base)
+    measured = measured or _measure(whole(base, *models), cosine, clamp)
+    return measured.of(models, None).add_(base)

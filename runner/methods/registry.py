@@ -1,12 +1,15 @@
 """How a plain function becomes a method: its signature is the schema of the recipe.
 
-    @method(determinism="exact", elementwise=True)
+    @method(determinism="exact", scope="element")
     def weighted_sum(a: Weight, b: Weight, *, alpha: Annotated[float, Range(0, 1)] = 0.5) -> Weight:
 
 Positional parameters are the roles of the recipe's models, `*models` any number of them under names
 of the recipe's choice; keyword-only ones are its parameters. An operand annotated Delta is the
-difference from the first one, the base. The decorator returns the function as it is, so that it can
-be called in a notebook. Modules of methods do not import torch: the tensors bring their operations,
+difference from the first one, the base; a keyword `Weight | None` is a role the recipe may leave out.
+The engine supplies what else a function asks for: `random: Random`, the streams of the merge;
+`part: Part`, which elements these are; and `measured`, what its `measure` found on its way through
+the tiles. Each has a default, so that the function, which the decorator returns as it is, can be
+called in a notebook. Modules of methods do not import torch: the tensors bring their operations,
 and a plan needs only the signatures.
 """
 
@@ -15,9 +18,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from runner.methods.random import Random
+from runner.methods.tiles import Part
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +44,8 @@ else:
 
 
 Determinism = Literal["exact", "stable", "machine"]
+Scope = Literal["element", "row", "tensor"]
+Over = Literal["tensor", "model"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -83,19 +90,25 @@ class Parameter:
 class Method:
     """What the planner and the executor need to know of a function.
 
+    Where an attribute may be a function, it is one of the method's parameters by name.
+
     Attributes:
         name: in the recipe.
         function: tensors of one key in, one tensor out.
         roles: names of the models it always takes, the primary first.
         variadic: how many more it takes at least, under any names; None: none.
+        optional: a role the recipe may leave out; it is handed over by name. None: none.
         deltas: whether operands after the first are differences from it.
         parameters: by name.
-        determinism: the promise about its bytes: exact, stable or machine; it may depend on the parameters.
-        elementwise: whether each element of the result depends only on the same element of the
-            operands, so that a tensor may be cut anywhere; it may depend on the parameters.
-        draws: whether it takes a keyword `random`, the streams of the merge.
-        copies: how many copies of a tensor it holds at its peak if it takes tensors whole: for each
-            operand, and beside; the memory of a merge is planned by them.
+        determinism: the promise about its bytes: exact, stable or machine.
+        scope: what each element of the result depends on, beside what is measured: the same "element"
+            of the operands, its "row", or the whole "tensor". It says where a tensor may be cut.
+        measure: what is called with the tiles first, and with those parameters it names; None: nothing.
+        over: what is measured: each "tensor", or the whole "model" at once; None: nothing.
+        draws: whether it takes `random`.
+        placed: whether it takes `part`.
+        copies: how many copies of its operands it holds at its peak: for each operand, and beside; the
+            memory of a merge is planned by them.
         compat: the tool whose results it reproduces, errors included; None for ours.
         differs: what a compat method does otherwise than the standard one, for the user to read.
         stored: whether operands come in the dtype they are stored in (compat) instead of the compute dtype.
@@ -110,11 +123,15 @@ class Method:
     function: Callable[..., Any]
     roles: tuple[str, ...]
     variadic: int | None
+    optional: str | None
     deltas: bool
     parameters: Mapping[str, Parameter]
     determinism: Determinism | Callable[..., Determinism]
-    elementwise: bool | Callable[..., bool]
+    scope: Scope | Callable[..., Scope]
+    measure: Callable[..., Any] | None
+    over: Over | Callable[..., Over | None] | None
     draws: bool
+    placed: bool
     copies: tuple[int, int]
     compat: str | None = None
     differs: str = ""
@@ -134,6 +151,15 @@ class Method:
         compat = f"[{self.compat}]" if self.compat else ""
         return f"{self.name}{compat}@{self.version}"
 
+    def measured_by(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Of the parameters those that what is measured depends on."""
+        assert self.measure is not None
+        return {
+            name: parameters[name]
+            for name in inspect.signature(self.measure).parameters
+            if name in parameters
+        }
+
 
 METHODS: dict[tuple[str, str | None], Method] = {}
 
@@ -146,9 +172,11 @@ def find_method(name: str, compat: str | None) -> Method | None:
 def method(
     *,
     determinism: Determinism | Callable[..., Determinism],
-    elementwise: bool | Callable[..., bool],
+    scope: Scope | Callable[..., Scope],
+    measure: Callable[..., Any] | None = None,
+    over: Over | Callable[..., Over | None] | None = None,
     at_least: int = 1,
-    copies: tuple[int, int] = (1, 2),
+    copies: tuple[int, int] | None = None,
     name: str | None = None,
     compat: tuple[str, ...] = (),
     differs: str = "",
@@ -159,23 +187,28 @@ def method(
 ) -> Callable[[Function], Function]:
     """Registers a function under its own name (or `name`), once for each tool in `compat`.
 
-    The arguments are the attributes of Method; `at_least` says how many of `*models` it needs.
+    The arguments are the attributes of Method; `at_least` says how many of `*models` it needs. What
+    is measured is measured over the tensor if nothing else is said.
     """
 
     def register(function: Function) -> Function:
-        roles, variadic, deltas, draws, parameters = _schema(function)
+        found = _schema(function)
         for tool in compat or (None,):
             entry = Method(
                 name=name or function.__name__,
                 function=function,
-                roles=roles,
-                variadic=at_least if variadic else None,
-                deltas=deltas,
-                parameters=parameters,
+                roles=tuple(found.roles),
+                variadic=at_least if found.variadic else None,
+                optional=found.optional,
+                deltas=found.deltas,
+                parameters=found.parameters,
                 determinism=determinism,
-                elementwise=elementwise,
-                draws=draws,
-                copies=copies,
+                scope=scope,
+                measure=measure,
+                over=over or ("tensor" if measure else None),
+                draws=found.draws,
+                placed=found.placed,
+                copies=copies or ((0, 2) if scope == "element" else (1, 2)),
                 compat=tool,
                 differs=differs,
                 stored=stored,
@@ -204,27 +237,39 @@ def each(value: PerModel, count: int) -> list[float]:
     return [float(value)] * count if isinstance(value, (int, float)) else list(value)
 
 
-def _schema(
-    function: Callable[..., Any],
-) -> tuple[tuple[str, ...], bool, bool, bool, dict[str, Parameter]]:
-    """Roles, whether there may be more, whether those after the first are deltas, `random`, parameters."""
+@dataclass
+class _Schema:
+    """What a signature says."""
+
+    roles: list[str]
+    parameters: dict[str, Parameter]
+    variadic: bool = False
+    optional: str | None = None
+    deltas: bool = False
+    draws: bool = False
+    placed: bool = False
+
+
+def _schema(function: Callable[..., Any]) -> _Schema:
     hints = get_type_hints(function, include_extras=True)
-    roles: list[str] = []
-    variadic = deltas = draws = False
-    parameters: dict[str, Parameter] = {}
+    found = _Schema([], {})
     for name, argument in inspect.signature(function).parameters.items():
         hint = hints[name]
         if hint is Random:
-            draws = True
-        elif argument.kind is inspect.Parameter.KEYWORD_ONLY:
-            parameters[name] = _parameter(name, hint, argument.default)
+            found.draws = True
+        elif hint is Part:
+            found.placed = True
         elif argument.kind is inspect.Parameter.VAR_POSITIONAL:
-            variadic = True
-            deltas |= hint is Delta
-        else:
-            roles.append(name)
-            deltas |= hint is Delta
-    return tuple(roles), variadic, deltas, draws, parameters
+            found.variadic = True
+            found.deltas |= hint is Delta
+        elif argument.kind is not inspect.Parameter.KEYWORD_ONLY:
+            found.roles.append(name)
+            found.deltas |= hint is Delta
+        elif get_args(hint) == (Weight, NoneType):
+            found.optional = name
+        elif name != "measured":
+            found.parameters[name] = _parameter(name, hint, argument.default)
+    return found
 
 
 def _parameter(name: str, hint: Any, default: Any) -> Parameter:

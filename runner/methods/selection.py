@@ -1,30 +1,143 @@
-"""The largest share of a tensor, as a mask: exactly the elements the definition names, in linear time."""
+"""The largest elements of a tensor that is seen in tiles: exactly those the definition names, no sort.
+
+The first walk counts magnitudes by the leading bits of their floating-point numbers, which order
+them; the second looks only at those that share the leading bits with the threshold.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
+    from runner.methods.tiles import Part, Tile, Tiles
 
-def largest(values: Tensor, density: float) -> Tensor:
-    """A mask of the k = max(1, int(density·N)) elements of largest magnitude; of equals the first.
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+LEADING_BITS = 16  # of a magnitude: 65,536 counts
+
+
+@dataclass(frozen=True)
+class Largest:
+    """The elements of largest magnitude; of equals the first.
+
+    Attributes:
+        threshold: magnitude of the least of them; elements above are in, below are out.
+        equals: by tensor and start of a tile, how many of its elements equal to the threshold are in.
+    """
+
+    threshold: float
+    equals: dict[tuple[str, int], int]
+
+    def mask(self, values: Tensor, part: Part) -> Tensor:
+        """Which elements of a tile are among them, in the shape of the values."""
+        import torch
+
+        magnitudes = values.abs().reshape(-1).numpy()
+        mask = magnitudes > self.threshold
+        if count := self.equals.get((part.key, part.start), 0):
+            mask[(magnitudes == self.threshold).nonzero()[0][:count]] = True
+        return torch.from_numpy(mask).reshape(values.shape)
+
+
+NOTHING = Largest(float("inf"), {})
+
+
+def top(density: float) -> Callable[[int, int], list[int]]:
+    """For largest: k = max(1, int(density·N)) of N elements."""
+    return lambda count, nonzero: [max(1, int(density * count))]
+
+
+def largest(
+    tiles: Tiles,
+    values: Callable[[Tile], Sequence[Tensor]],
+    counts: Sequence[Callable[[int, int], Sequence[int]]],
+) -> list[list[Largest]]:
+    """The elements of largest magnitude of some tensors.
 
     Args:
-        values: any shape; not empty.
-        density: share that is kept, above 0 to 1.
+        tiles: are walked over twice.
+        values: of a tile, in which the largest are looked for; one tensor for each of `counts`.
+        counts: given the number of elements and of those that are not 0, how many are wanted; several
+            numbers give several sets.
     """
     import numpy as np
-    import torch
 
-    count = values.numel()
-    kept = max(1, int(density * count))
-    if kept >= count:
-        return torch.ones_like(values, dtype=torch.bool)
-    magnitudes = values.abs().reshape(-1).numpy()
-    threshold = np.partition(magnitudes, count - kept)[count - kept]
-    mask = magnitudes > threshold
-    ties = np.flatnonzero(magnitudes == threshold)
-    mask[ties[: kept - int(mask.sum())]] = True
-    return torch.from_numpy(mask).reshape(values.shape)
+    histograms: list[Array] = [np.zeros(1 << LEADING_BITS, np.int64) for _ in counts]
+    nonzero = [0] * len(counts)
+    for tile in tiles:
+        for at, tensor in enumerate(values(tile)):
+            magnitudes = _magnitudes(tensor)
+            histograms[at] += np.bincount(_leading(magnitudes), minlength=1 << LEADING_BITS)
+            nonzero[at] += int(np.count_nonzero(magnitudes))
+    wanted = [
+        [_Wanted(histogram, count) for count in ask(int(histogram.sum()), some)]
+        for ask, histogram, some in zip(counts, histograms, nonzero, strict=True)
+    ]
+    for tile in tiles:
+        for tensor, sets in zip(values(tile), wanted, strict=True):
+            magnitudes = _magnitudes(tensor)
+            leading = _leading(magnitudes)
+            for one in sets:
+                one.look(magnitudes, leading, (tile.part.key, tile.part.start))
+    return [[one.found() for one in sets] for sets in wanted]
+
+
+def _magnitudes(tensor: Tensor) -> Array:
+    magnitudes: Array = tensor.abs().reshape(-1).numpy()
+    return magnitudes
+
+
+def _leading(magnitudes: Array) -> Array:
+    """The leading bits of each magnitude: they order them, the sign bit being 0."""
+    bits = magnitudes.dtype.itemsize * 8
+    return magnitudes.view(f"u{magnitudes.dtype.itemsize}") >> (bits - LEADING_BITS)
+
+
+class _Wanted:
+    """Looks for the `count` largest, once it is known how many have which leading bits."""
+
+    def __init__(self, histogram: Array, count: int) -> None:
+        import numpy as np
+
+        above = np.cumsum(histogram[::-1])[::-1]  # how many have these leading bits or larger ones
+        self.count = min(count, int(above[0]))
+        self.leading = int(np.count_nonzero(above >= self.count)) - 1
+        self.left = self.count - int(above[self.leading] - histogram[self.leading])
+        self.values: list[Array] = []
+        self.counts: list[Array] = []
+        self.places: list[tuple[str, int]] = []
+
+    def look(self, magnitudes: Array, leading: Array, place: tuple[str, int]) -> None:
+        """Notes what of a tile may be the threshold."""
+        import numpy as np
+
+        if self.count == 0:
+            return
+        values, counts = np.unique(magnitudes[leading == self.leading], return_counts=True)
+        self.values.append(values)
+        self.counts.append(counts)
+        self.places.append(place)
+
+    def found(self) -> Largest:
+        """What it all comes to."""
+        import numpy as np
+
+        if self.count == 0:
+            return NOTHING
+        values, inverse = np.unique(np.concatenate(self.values), return_inverse=True)
+        counts = np.bincount(inverse, np.concatenate(self.counts), len(values)).astype(np.int64)
+        above = np.cumsum(counts[::-1])[::-1]
+        at = int(np.count_nonzero(above >= self.left)) - 1
+        left = self.left - int(above[at] - counts[at])
+        equals = {}
+        for tile_values, tile_counts, place in zip(self.values, self.counts, self.places, strict=True):
+            there = int(tile_counts[tile_values == values[at]].sum())
+            if taken := min(there, left):
+                equals[place] = taken
+                left -= taken
+        return Largest(float(values[at]), equals)

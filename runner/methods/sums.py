@@ -1,12 +1,14 @@
-"""Sums over elements that do not depend on threads: fixed pieces in float64, combined exactly.
+"""Sums over elements that do not depend on threads or tiles: fixed pieces in float64, combined exactly.
 
 Each piece of 32,768 elements is summed alone and the partial sums are added by math.fsum, which
-rounds once whatever their order.
+rounds once whatever their order. Tiles are whole numbers of pieces.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from runner.tensors import SUM_ELEMENTS
@@ -14,41 +16,69 @@ from runner.tensors import SUM_ELEMENTS
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from runner.methods.tiles import Tile, Tiles
+
 PIECES_AT_A_TIME = 32  # bounds the float64 copies to 8 MiB each
 
 
-def dot(a: Tensor, b: Tensor) -> float:
-    """⟨a, b⟩ over all elements, in float64."""
-    a, b = a.reshape(-1), b.reshape(-1)
+def total(values: Tensor) -> list[float]:
+    """The sum of each piece, in float64; to be added by math.fsum."""
+    values = values.reshape(-1)
+    whole = values.numel() // SUM_ELEMENTS * SUM_ELEMENTS
+    parts: list[float] = values[:whole].view(-1, SUM_ELEMENTS).double().sum(1).tolist()
+    if whole < values.numel():
+        parts.append(float(values[whole:].double().sum()))
+    return parts
+
+
+@dataclass(frozen=True)
+class Gram:
+    """The products ⟨v_i, v_j⟩ of some vectors, in float64."""
+
+    products: tuple[tuple[float, ...], ...]
+
+    def norm(self, i: int) -> float:
+        """‖v_i‖."""
+        return math.sqrt(self.products[i][i])
+
+    def cosine(self, i: int, j: int) -> float:
+        """The cosine between two vectors; 0 if one is zero."""
+        return cosine(self.products[i][j], self.norm(i), self.norm(j))
+
+
+def _of_operands(tile: Tile) -> Sequence[Tensor]:
+    return tile.operands
+
+
+def gram(tiles: Tiles, vectors: Callable[[Tile], Sequence[Tensor]] = _of_operands) -> Gram:
+    """The products of some vectors, seen in tiles.
+
+    Args:
+        tiles: of the tensors.
+        vectors: what of a tile is multiplied; the operands.
+    """
     step = SUM_ELEMENTS * PIECES_AT_A_TIME
-    parts: list[float] = []
-    for start in range(0, a.numel(), step):
-        product = a[start : start + step].double() * b[start : start + step].double()
-        whole = product.numel() // SUM_ELEMENTS * SUM_ELEMENTS
-        parts += product[:whole].view(-1, SUM_ELEMENTS).sum(1).tolist()
-        parts.append(float(product[whole:].sum()))
-    return math.fsum(parts)
-
-
-def norm(a: Tensor) -> float:
-    """‖a‖ over all elements, in float64."""
-    return math.sqrt(dot(a, a))
-
-
-def gram(vectors: list[Tensor]) -> list[list[float]]:
-    """⟨v_i, v_j⟩ for all pairs, in float64."""
-    products = [[0.0] * len(vectors) for _ in vectors]
-    for i, v in enumerate(vectors):
-        for j in range(i, len(vectors)):
-            products[i][j] = products[j][i] = dot(v, vectors[j])
-    return products
+    parts: dict[tuple[int, int], list[float]] = {}
+    count = 0
+    for tile in tiles:
+        flat = [vector.reshape(-1) for vector in vectors(tile)]
+        count = len(flat)
+        for start in range(0, flat[0].numel(), step):
+            wide = [vector[start : start + step].double() for vector in flat]
+            for i in range(count):
+                for j in range(i, count):
+                    parts.setdefault((i, j), []).extend(total(wide[i] * wide[j]))
+    sums = {pair: math.fsum(found) for pair, found in parts.items()}
+    return Gram(
+        tuple(tuple(sums.get((min(i, j), max(i, j)), 0.0) for j in range(count)) for i in range(count))
+    )
 
 
 def cosine(product: float, norm_a: float, norm_b: float) -> float:
     """The cosine of two vectors from their product and norms; 0 if one is zero."""
     if norm_a == 0 or norm_b == 0:
         return 0.0
-    return max(-1.0, min(1.0, product / (norm_a * norm_b)))
+    return max(-1.0, min(1.0, product / norm_a / norm_b))
 
 
 def as_matrix(a: Tensor) -> Tensor:
@@ -59,7 +89,9 @@ def as_matrix(a: Tensor) -> Tensor:
 def row_dots(a: Tensor, b: Tensor) -> Tensor:
     """⟨a_i, b_i⟩ for each row of two matrices, in float64, shape [rows, 1]."""
     if a.shape[1] > SUM_ELEMENTS:  # a row that torch's threads would share
-        return a.double().new_tensor([[dot(row_a, row_b)] for row_a, row_b in zip(a, b, strict=True)])
+        return a.double().new_tensor(
+            [[math.fsum(total(one.double() * other.double()))] for one, other in zip(a, b, strict=True)]
+        )
     result = a.new_empty((a.shape[0], 1)).double()
     rows = max(1, SUM_ELEMENTS * PIECES_AT_A_TIME // max(1, a.shape[1]))
     for start in range(0, a.shape[0], rows):

@@ -7,7 +7,7 @@ from typing import Annotated
 from runner.methods.registry import Range, Weight, method
 
 
-@method(determinism="exact", elementwise=True, result_is=lambda alpha: 0 if alpha == 0 else None)
+@method(determinism="exact", scope="element", result_is=lambda alpha: 0 if alpha == 0 else None)
 def train_difference(
     a: Weight, b: Weight, c: Weight, *, alpha: Annotated[float, Range(0, 10, "warn")] = 1.0
 ) -> Weight:

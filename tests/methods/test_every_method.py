@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from torch import Tensor
 import runner.methods
 from runner.methods import METHODS, Method
 from runner.methods.random import Random
+from runner.methods.tiles import Part, Tile
+from runner.tensors import SUM_ELEMENTS
 
 SHAPES = ((), (1,), (3,), (5, 1), (7, 9), (4, 3, 3, 3), (0, 4))
 STANDARD = [method for method in METHODS.values() if not method.compat]
@@ -63,22 +66,69 @@ def test_a_tensor_that_is_not_contiguous_gives_the_same(method: Method) -> None:
     )
 
 
-def is_elementwise(method: Method) -> bool:
+def of_parameters(method: Method, what: Any, words: dict[str, Any]) -> Any:
+    """A property of a method that may depend on its parameters."""
     count = max(2, method.variadic or 0)
-    numbers = {n: (0.3,) * count if p.per_model else 0.3 for n, p in method.parameters.items()}
-    return bool(method.elementwise(**numbers) if callable(method.elementwise) else method.elementwise)
+    numbers: dict[str, Any] = {
+        name: (0.3,) * count if parameter.per_model else 0.3
+        for name, parameter in method.parameters.items()
+        if not parameter.choices
+    }
+    return what(**numbers, **words) if callable(what) else what
 
 
-@pytest.mark.parametrize("method", [m for m in EVERY if is_elementwise(m)], ids=label)
-def test_an_elementwise_method_may_be_cut_anywhere(method: Method) -> None:
-    tensors = operands(method, (1001,))
-    whole = method.function(*tensors, **values(method))
-    for cut in (1, 7, 500, 1000):
-        parts = [
-            method.function(*(tensor[part] for tensor in tensors), **values(method, part.start or 0))
-            for part in (slice(None, cut), slice(cut, None))
-        ]
-        assert torch.equal(torch.cat(parts), whole)
+def with_words() -> list[Any]:
+    """Every method with every combination of its words."""
+    cases = []
+    for method in EVERY:
+        choices = {name: p.choices for name, p in method.parameters.items() if p.choices}
+        for words in itertools.product(*choices.values()):
+            chosen = dict(zip(choices, words, strict=True))
+            text = " ".join([method.label, *map(str, words)])
+            cases.append(pytest.param(method, chosen, id=text))
+    return cases
+
+
+def in_parts(
+    method: Method, words: dict[str, Any], shape: tuple[int, ...], step: int
+) -> tuple[Tensor, Tensor]:
+    """The result of a method for a whole tensor, and what it is if the engine cuts it."""
+    tensors = operands(method, shape)
+    row = math.prod(shape[1:])
+    given = {**values(method), **words}
+
+    def keywords(part: Part) -> dict[str, Any]:
+        streams = {"random": values(method, part.start)["random"]} if method.draws else {}
+        return {**given, **streams, **({"part": part} if method.placed else {})}
+
+    parts = [Part("key", "unet", shape, start * row) for start in range(0, shape[0], step)]
+
+    def cut(part: Part) -> list[Tensor]:
+        return [tensor[part.start // row : part.start // row + step] for tensor in tensors]
+
+    whole = method.function(*tensors, **keywords(Part("key", "unet", shape)))
+    measured = {}
+    if of_parameters(method, method.over, words):
+        assert method.measure
+        tiles = [Tile(tuple(cut(part)), None, part, keywords(part).get("random")) for part in parts]
+        measured = {"measured": method.measure(tiles, **method.measured_by(given))}
+    pieces = [method.function(*cut(part), **keywords(part), **measured) for part in parts]
+    return whole, torch.cat(pieces)
+
+
+@pytest.mark.parametrize(("method", "words"), with_words())
+def test_a_method_may_be_cut_as_its_scope_says(method: Method, words: dict[str, Any]) -> None:
+    scope = of_parameters(method, method.scope, words)
+    over = of_parameters(method, method.over, words)
+    if scope == "element":
+        # What is measured is summed in pieces, and tiles are whole numbers of them.
+        for step in (SUM_ELEMENTS, 2 * SUM_ELEMENTS) if over else (1, 7, 500, 1000):
+            whole, parts = in_parts(method, words, (SUM_ELEMENTS * 3 + 5 if over else 1001,), step)
+            assert torch.equal(parts, whole)
+    elif scope == "row":
+        for step in (1, 2, 6):
+            whole, parts = in_parts(method, words, (7, 4, 3, 3), step)
+            assert torch.equal(parts, whole)
 
 
 @pytest.mark.parametrize("method", STANDARD, ids=label)

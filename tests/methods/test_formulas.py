@@ -27,7 +27,9 @@ from runner.errors import RecipeError
 from runner.methods import METHODS
 from runner.methods.random import Random
 from runner.methods.selection import largest
-from runner.methods.sums import cosine, dot, gram, norm, row_dots
+from runner.methods.selection import top as top_share
+from runner.methods.sums import cosine, gram, row_dots
+from runner.methods.tiles import WHOLE, Part, Tile, whole
 from tests.build import merged
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -49,6 +51,14 @@ def run(name: str, *operands: Tensor, **parameters: Any) -> Tensor:
 def normal(shape: Sequence[int], count: int, seed: int = 3) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(tuple(shape), generator=generator, dtype=torch.float64) for _ in range(count)]
+
+
+def dot(a: Tensor, b: Tensor) -> float:
+    return gram(whole(a, b)).products[0][1]
+
+
+def norm(a: Tensor) -> float:
+    return gram(whole(a)).norm(0)
 
 
 def tensor(*values: float) -> Tensor:
@@ -206,12 +216,15 @@ def cosine_between(u: Array, v: Array) -> float:
 
 
 def model_stock_of(
-    base: Array, *d: Array, per: str = "tensor", cosine_of: str = "pairs", clamp: bool = False
+    base: Array, *d: Array, per: str = "tensor", cosine: str = "pairs", clamp: bool = False
 ) -> Array:
     def moved(*vectors: Array) -> Array:
         n = len(vectors)
-        pairs = [(i, j) for i in range(n) for j in range(i + 1, n) if cosine_of == "pairs" or j == i + 1]
-        c = sum(cosine_between(vectors[i], vectors[j]) for i, j in pairs) / len(pairs)
+        pairs = [(i, j) for i in range(n) for j in range(i + 1, n) if cosine != "adjacent" or j == i + 1]
+        cosines = [cosine_between(vectors[i], vectors[j]) for i, j in pairs]
+        c = sum(cosines) / len(pairs)
+        if cosine == "angle":
+            c = math.cos(sum(map(math.acos, cosines)) / len(pairs))
         below = 1 + (n - 1) * c
         t = n * c / below if abs(below) >= 1e-6 else 0.0
         if clamp:
@@ -313,10 +326,10 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("dare_ties", "base", {"density": 0.5, "vote": "count", "normalize": True}),
     ("dare_linear", "base", {"density": 1e-6}),
     *(
-        ("model_stock", roles, {"per": per, "cosine_of": pairs, "clamp": clamp})
+        ("model_stock", roles, {"per": per, "cosine": pairs, "clamp": clamp})
         for roles in ("abc", "base")
         for per in ("tensor", "row")
-        for pairs in ("pairs", "adjacent")
+        for pairs in ("pairs", "adjacent", "angle")
         for clamp in (False, True)
     ),
     *(
@@ -590,7 +603,7 @@ def test_model_stock_of_single_numbers_may_be_wild(per: str) -> None:
     base, plus = tensor(10), tensor(1)
     close(run("model_stock", base, plus, plus, -plus, per=per), tensor(10 - 3 / 3))  # c = −⅓, t = −3
     close(run("model_stock", base, plus, plus, -plus, per=per, clamp=True), base)
-    close(run("model_stock", base, plus, plus, -plus, per=per, cosine_of="adjacent"), base)  # c = 0
+    close(run("model_stock", base, plus, plus, -plus, per=per, cosine="adjacent"), base)  # c = 0
 
 
 @pytest.mark.parametrize("power", [-60, -20, 20])
@@ -658,16 +671,49 @@ def test_a_merge_of_float32_is_the_formula_where_elements_agree(name: str, tmp_p
     ),
     density=st.one_of(st.floats(1e-6, 1), st.sampled_from([0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1 / 3, 2 / 3, 1.0])),
 )
-def test_largest_is_its_definition(values: Array, density: float) -> None:
-    mask = largest(torch.from_numpy(values.copy()), density)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_largest_is_its_definition(dtype: torch.dtype, values: Array, density: float) -> None:
+    mask = largest_of(torch.from_numpy(values.copy()).to(dtype), density)
     assert mask.dtype == torch.bool and mask.shape == values.shape
     assert np.array_equal(mask.numpy(), top(values, density))
 
 
+def largest_of(values: Tensor, density: float, step: int | None = None) -> Tensor:
+    """The mask of the largest share, found in tiles of `step` elements."""
+    flat = values.reshape(-1)
+    step = step or max(1, flat.numel())
+    tiles = [
+        Tile((flat[start : start + step],), part=Part(start=start)) for start in range(0, flat.numel(), step)
+    ]
+    ((found,),) = largest(tiles, lambda tile: tile.operands, [top_share(density)])
+    masks = [found.mask(tile.operands[0], tile.part) for tile in tiles]
+    return torch.cat(masks).reshape(values.shape) if masks else torch.zeros(values.shape, dtype=torch.bool)
+
+
+@given(
+    values=st.lists(st.sampled_from([0.0, 1.0, -1.0, 1.0000001, 2.0, 3e-40]), min_size=1, max_size=60),
+    density=st.floats(1e-6, 1),
+    step=st.integers(1, 61),
+)
+def test_largest_does_not_depend_on_tiles(values: list[float], density: float, step: int) -> None:
+    one = torch.tensor(values)
+    assert torch.equal(largest_of(one, density, step), largest_of(one, density))
+
+
+def test_several_sets_are_looked_for_at_once() -> None:
+    values = torch.tensor([3.0, -1.0, 0.0, 2.0, -2.0])
+    ((none, two, beyond),) = largest(
+        whole(values), lambda tile: tile.operands, [lambda count, nonzero: [0, 2, count + nonzero]]
+    )
+    assert none.mask(values, WHOLE).tolist() == [False] * 5
+    assert two.mask(values, WHOLE).tolist() == [True, False, False, True, False]
+    assert beyond.mask(values, WHOLE).all()
+
+
 def test_the_share_is_a_product_in_double_cut_to_an_integer() -> None:
-    assert int(largest(torch.arange(90.0), 0.7).sum()) == 62  # .7·90 is 62.99999999999999
-    assert int(largest(torch.arange(90.0), 1e-6).sum()) == 1
-    assert largest(torch.tensor([-0.0, 0.0, 0.0]), 0.4).tolist() == [True, False, False]
+    assert int(largest_of(torch.arange(90.0), 0.7).sum()) == 62  # .7·90 is 62.99999999999999
+    assert int(largest_of(torch.arange(90.0), 1e-6).sum()) == 1
+    assert largest_of(torch.tensor([-0.0, 0.0, 0.0]), 0.4).tolist() == [True, False, False]
 
 
 # Random numbers (determinism.md, section 3).
@@ -797,7 +843,7 @@ def test_dot_is_the_exact_sum_and_no_thread_changes_it(count: int, dtype: torch.
     found = set()
     for number in (1, 2):
         torch.set_num_threads(number)
-        found.add((dot(a, b), norm(a), str(gram([a, b]))))
+        found.add((dot(a, b), norm(a), str(gram(whole(a, b)))))
     assert len(found) == 1
     products = (a.double() * b.double()).tolist()  # exact: 24 + 24 bits fit in 53
     result, exact = next(iter(found))[0], math.fsum(products)
@@ -809,7 +855,7 @@ def test_dot_of_doubles_is_exact_to_the_last_bits() -> None:
     exact = sum(Fraction(x) * Fraction(y) for x, y in zip(a.tolist(), b.tolist(), strict=True))
     scale = float(a.norm() * b.norm())
     assert abs(Fraction(dot(a, b)) - exact) < Fraction(1e-15 * scale)
-    assert gram([a, b]) == [[dot(a, a), dot(a, b)], [dot(b, a), dot(b, b)]]
+    assert gram(whole(a, b)).products == ((dot(a, a), dot(a, b)), (dot(b, a), dot(b, b)))
 
 
 def test_dot_adds_pieces_without_losing_small_ones() -> None:

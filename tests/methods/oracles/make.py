@@ -332,7 +332,7 @@ def sd_mecha_cases() -> None:
         density=0.5,
         differs="keeps what is at least the int((1 - k) N)-th smallest: 6 of 10 at k = .5; ours 5",
     )
-    stock: dict[str, Any] = {"per": "row", "cosine_of": "adjacent", "near": 0.01}
+    stock: dict[str, Any] = {"per": "row", "cosine": "adjacent", "near": 0.01}
     case("sd-mecha/model_stock", of_deltas(ties.model_stock), "model_stock", **stock)
     case("sd-mecha/model_stock/bias", of_deltas(ties.model_stock), "model_stock", shape=(9,), **stock)
     case(
