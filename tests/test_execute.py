@@ -637,10 +637,12 @@ class FailingDevice:
         self.elements = elements
         self.real = runner.execute.Scratch.run
 
-    def run(self, scratch: Any, job: Any, start: int, count: int, out: Any, device: Any) -> Any:
+    def run(
+        self, scratch: Any, job: Any, start: int, count: int, out: Any, device: Any, measured: Any
+    ) -> Any:
         if device.type == "meta" and count > self.elements:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return self.real(scratch, job, start, count, out, torch.device("cpu"))
+        return self.real(scratch, job, start, count, out, torch.device("cpu"), measured)
 
 
 @pytest.mark.parametrize("elements", [1 << 30, 10_000, 0])
@@ -678,8 +680,8 @@ def test_a_gpu_that_rounds_otherwise_is_not_used(tmp_path: Path, monkeypatch: py
     placement = place(plan, Devices((0,), {0: 1 << 30}), None, 1, 32768)
     real = runner.execute.Scratch.run
 
-    def run(scratch: Any, job: Any, start: int, count: int, out: Any, device: Any) -> Any:
-        moved = real(scratch, job, start, count, out, torch.device("cpu"))
+    def run(scratch: Any, job: Any, start: int, count: int, out: Any, device: Any, measured: Any) -> Any:
+        moved = real(scratch, job, start, count, out, torch.device("cpu"), measured)
         if device.type == "meta":
             out[0] ^= 1
         return moved

@@ -92,10 +92,10 @@ def places_of(mistakes: list[str]) -> set[str]:
 
 
 def test_all_wrong_names_are_told_at_once(models: Path) -> None:
-    inner = {"method": "slerp", "models": {"a": "a.safetensors", "base": "b.safetensors"}, "pre": "row"}
+    inner = {"method": "slerp", "models": {"a": "a.safetensors", "basis": "b.safetensors"}, "pre": "row"}
     recipe = tree(models={"a": inner, "c": "c.safetensors"}, alhpa=0.5)
     assert places_of(mistakes(models, recipe)) == {
-        *("models.a.models.b", "models.a.models.base", "models.a.pre"),
+        *("models.a.models.b", "models.a.models.basis", "models.a.pre"),
         *("models.b", "models.c", "alhpa"),
     }
 

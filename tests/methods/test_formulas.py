@@ -152,6 +152,7 @@ def ties_of(
     density: Any = 1.0,
     scale: float = 1.0,
     vote: str = "mass",
+    trim: str = "tensor",
     normalize: bool = True,
 ) -> Array:
     weights, densities = per_model(weight, len(d)), per_model(density, len(d))
@@ -166,7 +167,13 @@ def masked(d: Sequence[Array], weights: list[float], densities: list[float], res
     for number, (one, w, density) in enumerate(zip(d, weights, densities, strict=True), start=1):
         words = stream(SEED, MERGE, f"x{number}", KEY, one.size)
         mask = np.array(kept(words, density)).reshape(one.shape)
-        terms.append(np.where(mask, w * one / (density if rescale == "inverse_p" else 1), 0))
+        left = math.fsum(np.abs(one[mask]))
+        factor = {
+            "inverse_p": 1 / density,
+            "l1": math.fsum(np.abs(one).ravel()) / left if left else 1.0,
+            "none": 1.0,
+        }
+        terms.append(np.where(mask, w * one * factor[rescale], 0))
     return terms
 
 
@@ -234,10 +241,18 @@ def model_stock_of(
     return base + by_parts(per, moved, *d)
 
 
-def slerp_of(a: Array, b: Array, alpha: float, per: str = "tensor", magnitude: str = "raw") -> Array:
+def slerp_of(
+    a: Array,
+    b: Array,
+    alpha: float,
+    per: str = "tensor",
+    magnitude: str = "raw",
+    linear_above: float = 1.0,
+) -> Array:
     def turned(u: Array, v: Array) -> Array:
         angle = math.acos(cosine_between(u, v))
-        if not u.any() or not v.any() or math.sin(angle) < 1e-6:
+        linear = math.sin(angle) < 1e-6 or abs(math.cos(angle)) > linear_above
+        if not u.any() or not v.any() or linear:
             return (1 - alpha) * u + alpha * v
         of_u, of_v = (math.sin(share * angle) / math.sin(angle) for share in (1 - alpha, alpha))
         if magnitude == "raw":
@@ -315,12 +330,13 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         for normalize in (False, True)
     ),
     ("ties", "base", {"density": 0.7}),
+    *(("ties", "base", {"density": D, "trim": trim}) for trim in ("tensor", "model")),
     ("ties", "base", {"density": 1e-6}),
     ("ties", "base", {"weight": [0.75, 0.0, 1.25], "density": 0.5}),
     *(
         (name, "base", {"weight": W, "density": D, "rescale": rescale, "normalize": normalize, "scale": 1.3})
         for name in ("dare_linear", "dare_ties")
-        for rescale in ("inverse_p", "none")
+        for rescale in ("inverse_p", "l1", "none")
         for normalize in (False, True)
     ),
     ("dare_ties", "base", {"density": 0.5, "vote": "count", "normalize": True}),
@@ -337,6 +353,10 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         for alpha in (0.3, 1.0)
         for per in ("tensor", "row", "column")
         for magnitude in ("raw", "lerp")
+    ),
+    *(
+        ("slerp", "ab", {"alpha": 0.3, "per": per, "linear_above": 0.5})
+        for per in ("tensor", "row", "column")
     ),
 ]
 

@@ -1,0 +1,152 @@
+"""What is measured before it is computed: the same bytes for any tiles, threads and budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from runner.methods import METHODS
+from runner.methods.ties import largest_deltas
+from runner.methods.tiles import Part, Tile
+from tests.build import merge, merged
+
+Tree = dict[str, Any]
+KEY = "model.diffusion_model.middle_block.1.proj_in.weight"
+SHAPES = {KEY: (1400, 401), "first.weight": (9, 4, 3, 3), "last.bias": (300,), "scalar": (), "none": (0, 3)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three fine-tunes of one base, in half precision, with one tensor larger than a tile."""
+    folder = tmp_path_factory.mktemp("models")
+    generator = torch.Generator().manual_seed(1)
+    base = {key: torch.randn(shape, generator=generator) for key, shape in SHAPES.items()}
+    for name, size in (("base", 0.0), ("x", 0.1), ("y", 0.2), ("z", 0.3)):
+        tensors = {
+            key: (one + size * torch.randn(one.shape, generator=generator)).half()
+            for key, one in base.items()
+        }
+        save_file(tensors, folder / f"{name}.safetensors")
+    return folder
+
+
+def of(method: str, **parameters: Any) -> Tree:
+    """A merge of all models by a method."""
+    roles = METHODS[method, None].roles
+    names = ("x", "y") if "b" in roles else ("base", "x", "y", "z") if "base" in roles else ("x", "y", "z")
+    models: Tree = {
+        role: f"{name}.safetensors" for role, name in zip([*roles, *names[len(roles) :]], names, strict=True)
+    }
+    return {"method": method, "models": models, **parameters}
+
+
+RECIPES: dict[str, Tree] = {
+    "slerp": of("slerp", alpha=0.3),
+    "slerp of rows": of("slerp", alpha=0.3, per="row"),
+    "model_stock": of("model_stock"),
+    "model_stock of rows": of("model_stock", per="row"),
+    "ties": of("ties", density=0.4),
+    "ties over the model": of("ties", density=0.4, trim="model"),
+    "dare": of("dare_ties", density=0.5, rescale="l1"),
+    "median": of("geometric_median"),
+    "slerp in slerp": {
+        "method": "slerp",
+        "models": {"a": of("slerp", alpha=0.3), "b": of("model_stock")},
+        "alpha": 0.6,
+    },
+    "rows in slerp": {
+        "method": "slerp",
+        "models": {"a": of("slerp", alpha=0.3, per="row"), "b": of("ties", density=0.5, trim="model")},
+    },
+    "the model in the model": {
+        "method": "ties",
+        "models": {
+            "base": "base.safetensors",
+            "one": of("ties", density=0.5, trim="model"),
+            "other": of("slerp", alpha=0.3),
+        },
+        "density": 0.6,
+        "trim": "model",
+    },
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_settings_do_not_change_a_byte(recipe: Tree, folder: Path, tmp_path: Path) -> None:
+    digests = set()
+    for number, (tile, threads, budget) in enumerate(
+        [(32768, 1, None), (32768, 3, None), (65536, 2, None), (1 << 20, 2, None), (32768, 4, 110 << 20)]
+    ):
+        out = tmp_path / str(number)
+        _, outcome = merge(recipe, folder, out, tile_elements=tile, threads=threads, host_budget=budget)
+        digests.update(outcome.digests)
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("method", ["slerp", "model_stock", "ties", "geometric_median"])
+def test_a_tensor_larger_than_the_budget_is_measured_in_tiles(
+    method: str, folder: Path, tmp_path: Path
+) -> None:
+    tree = of(method, **({"density": 0.4} if method == "ties" else {}))
+    large, small = (
+        merge(tree, folder, tmp_path / name, tile_elements=32768, threads=2, host_budget=budget)
+        for name, budget in (("large", None), ("small", 4_500_000))
+    )
+    assert 1400 * 401 * 4 * 3 > 4_500_000
+    assert large[1].digests == small[1].digests
+
+
+def test_the_threshold_of_the_whole_model_is_found_over_all_its_tensors(folder: Path, tmp_path: Path) -> None:
+    tree = of("ties", density=0.4, trim="model")
+    del tree["models"]["y"], tree["models"]["z"]
+    result = merged(tree, folder, tmp_path / "out", tile_elements=32768)
+    base, x = (
+        {key: one.float() for key, one in load(folder / f"{name}.safetensors").items()}
+        for name in ("base", "x")
+    )
+    deltas = torch.cat([(x[key] - base[key]).flatten() for key in SHAPES])
+    threshold = deltas.abs().sort(descending=True).values[int(0.4 * deltas.numel()) - 1]
+    kept = 0
+    for key in SHAPES:
+        delta = x[key] - base[key]
+        moved = result[key] != base[key].half()
+        assert torch.equal(moved | (delta.abs() == threshold), delta.abs() >= threshold)
+        assert torch.equal(result[key][moved], x[key][moved].half())
+        kept += int(moved.sum())
+    assert kept == int(0.4 * deltas.numel())
+
+
+def load(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def test_what_methods_find_unusual_is_noted_with_the_keys(folder: Path, tmp_path: Path) -> None:
+    _, outcome = merge(of("slerp", alpha=0.3), folder, tmp_path / "out")
+    assert outcome.notes == {"zero, parallel or opposite vectors: weighted sum": ["scalar"]}
+
+
+def test_an_error_while_measuring_ends_the_merge(folder: Path, tmp_path: Path) -> None:
+    from runner.errors import RecipeError
+
+    tree = of("multislerp", weight={"x": 1, "y": -1, "z": 0})
+    with pytest.raises(RecipeError, match="the weights add up to 0"):
+        merge(tree, folder, tmp_path / "out", threads=2)
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_largest_deltas_of_several_tensors_share_one_threshold() -> None:
+    base = torch.zeros(3)
+    tiles = [
+        Tile((base, torch.tensor([1.0, 5.0, 2.0])), part=Part("a")),
+        Tile((base, torch.tensor([2.0, 9.0, 2.0])), part=Part("b")),
+    ]
+    (found,) = largest_deltas(tiles, (0.5,))
+    assert found is not None and found.threshold == 2
+    masks = [found.mask(tile.operands[1], tile.part).tolist() for tile in tiles]
+    assert masks == [[False, True, True], [False, True, False]]
