@@ -81,10 +81,12 @@ class Evaluation:
 
     def tile(self, step: Step) -> Tile:
         """What a step is given."""
-        if step.method.stored:
+        if step.method.reads == "pipeline":
             # Only the last step's result is saved; before it the tool had all in float32.
             loaded = torch_dtype(self.job.spec) if step is self.job.steps[-1] else torch.float32
             arguments = [self._as_stored(at, None if n else loaded) for n, at in enumerate(step.arguments)]
+        elif step.method.reads == "file":
+            arguments = [self._as_stored(at, None) for at in step.arguments]
         else:
             arguments = [self.operand(at) for at in step.arguments]
         base = arguments.pop() if step.with_optional else None

@@ -13,6 +13,7 @@ from runner.errors import IncompatibleError, KeyPath, counted, escape, quote
 from runner.formats import FORMATS
 from runner.methods import Method
 from runner.plan import BUFFER, COPIED, KEPT, MERGED, Draw, Job, Load, Plan, Step, Value
+from runner.recipe import Policies
 from runner.resolve import BoundMerge, Resolved
 from runner.tensors import DTYPES, OUTPUT_DTYPES, TensorSpec
 
@@ -125,9 +126,10 @@ class _Planner:
             if not extra:
                 continue
             where = f"{self._name(merge, role)}: keys that {self._name(merge, primary)} lacks"
-            if merge.policies.extra == "error":
+            policies = _policies(merge)
+            if policies.extra == "error":
                 self.unfit[where] = dict.fromkeys(extra)
-            elif merge.policies.extra == "drop":
+            elif policies.extra == "drop":
                 self.dropped[where] = dict.fromkeys(extra)
             else:
                 self.deviations[f"{where}, kept"] = dict.fromkeys(extra)
@@ -137,7 +139,10 @@ class _Planner:
     def _ignored(self, merge: BoundMerge, role: str, key: str) -> bool:
         """Whether the parameters at a key say that this model has no part in it."""
         used = merge.method.result_is(**self._parameters(merge, key))
-        return (used is not None and list(merge.models)[used] != role) or self._is_left(merge, key)
+        filtered = merge.method.merges is not None and not merge.method.merges(key)
+        return (
+            (used is not None and list(merge.models)[used] != role) or filtered or self._is_left(merge, key)
+        )
 
     def _parameters(self, merge: BoundMerge, key: str) -> dict[str, Value]:
         place = self.resolved.places[key]
@@ -154,7 +159,7 @@ class _Planner:
 
         diffusers' merger did so, with a printed line, where the keys of b differ from those of a.
         """
-        if not merge.method.compat:
+        if merge.method.reads != "pipeline":
             return False
         if id(merge) not in self._unlike:
             a, b = (set(self.keys(merge.models[role])) for role in list(merge.models)[:2])
@@ -197,6 +202,8 @@ class _Planner:
             value = self._value(first, key)
             self._fate = BUFFER
             return value
+        if node.method.merges and not node.method.merges(key):
+            return self._value(first, key)
         if self._is_left(node, key):
             return self._keep(first, f"component differs in {self._name(node, others[0])}", key)
         parameters = self._parameters(node, key)
@@ -219,7 +226,7 @@ class _Planner:
         primary = self._value(first, key)
         assert primary is not None  # it has a spec
         operands.insert(0, primary)
-        if not spec.is_float and not node.method.stored:
+        if not spec.is_float and node.method.reads != "pipeline":
             return self._integer(node, operands)
         return _Value(
             None,
@@ -237,7 +244,7 @@ class _Planner:
         """What is wrong with an operand, the policy for it, and how an error says it."""
         name, primary = self._name(merge, role), self._name(merge, next(iter(merge.models)))
         if operand is None:
-            return "missing", merge.policies.missing, f"{name}: keys of {primary} are missing"
+            return "missing", _policies(merge).missing, f"{name}: keys of {primary} are missing"
         theirs = self._spec(operand)
         if theirs.shape != spec.shape:
             what = f"{name}: other shapes than in {primary}"
@@ -285,7 +292,7 @@ class _Planner:
         if not primary.is_float or self._fate == BUFFER:  # never merged, never cast
             return primary
         word = dtypes.get(self.resolved.places[key].component) or dtypes.get("default")
-        if word is None and self.resolved.merge.method.compat:
+        if word is None and self.resolved.merge.method.reads == "pipeline":
             word = "float32"  # what the pipeline was loaded and saved in
         return TensorSpec(OUTPUT_DTYPES[word] if word else primary.dtype, primary.shape)
 
@@ -321,6 +328,13 @@ class _Planner:
         if not any(job.steps for job in jobs) and len(sources) == 1 < len(self.resolved.models):
             label = self.resolved.models[sources.pop()].checkpoint.label
             yield f"the result is {quote(label)} itself: with these parameters nothing is merged"
+
+
+def _policies(merge: BoundMerge) -> Policies:
+    """What is allowed in a merge: what the recipe says, and what a tool did that only knew keys of both."""
+    if merge.method.merges is None:
+        return merge.policies
+    return replace(merge.policies, missing="keep", extra="drop")
 
 
 Structure = tuple[str, int, tuple[tuple[str, Any], ...]]

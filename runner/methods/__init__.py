@@ -2,6 +2,7 @@
 
 from runner.methods import add_difference as add_difference
 from runner.methods import compat_diffusers as compat_diffusers
+from runner.methods import compat_webui as compat_webui
 from runner.methods import copy as copy
 from runner.methods import dare as dare
 from runner.methods import linear as linear

@@ -22,7 +22,7 @@ _ROUNDED = "b (and c) are rounded in the dtype of their files before the sum"
     determinism="exact",
     scope="element",
     compat=_TOOLS,
-    stored=True,
+    reads="pipeline",
     differs=f"{_ROUNDED}; integer tensors are merged and cut",
 )
 def weighted_sum_compat(a: Weight, b: Weight, *, alpha: float = 0.5) -> Weight:
@@ -30,14 +30,21 @@ def weighted_sum_compat(a: Weight, b: Weight, *, alpha: float = 0.5) -> Weight:
     return ((1 - alpha) * a) + (alpha * b)
 
 
-@method(name="sigmoid", determinism="exact", scope="element", compat=_TOOLS, stored=True, differs=_ROUNDED)
+@method(
+    name="sigmoid", determinism="exact", scope="element", compat=_TOOLS, reads="pipeline", differs=_ROUNDED
+)
 def sigmoid_compat(a: Weight, b: Weight, *, alpha: float = 0.5) -> Weight:
     """a + s·(b − a) with s = alpha²·(3 − 2·alpha)."""
     return a + ((b - a) * (alpha * alpha * (3 - (2 * alpha))))
 
 
 @method(
-    name="inv_sigmoid", determinism="exact", scope="element", compat=_TOOLS, stored=True, differs=_ROUNDED
+    name="inv_sigmoid",
+    determinism="exact",
+    scope="element",
+    compat=_TOOLS,
+    reads="pipeline",
+    differs=_ROUNDED,
 )
 def inv_sigmoid_compat(a: Weight, b: Weight, *, alpha: Annotated[float, Range(0, 1)] = 0.5) -> Weight:
     """a + s·(b − a) with s = ½ − sin(asin(1 − 2·alpha) / 3)."""
@@ -49,7 +56,7 @@ def inv_sigmoid_compat(a: Weight, b: Weight, *, alpha: Annotated[float, Range(0,
     determinism="exact",
     scope="element",
     compat=("diffusers",),
-    stored=True,
+    reads="pipeline",
     differs=f"the strength is 1 - alpha; {_ROUNDED}",
 )
 def add_diff_compat(a: Weight, b: Weight, c: Weight, *, alpha: float = 0.5) -> Weight:
@@ -62,7 +69,7 @@ def add_diff_compat(a: Weight, b: Weight, c: Weight, *, alpha: float = 0.5) -> W
     determinism="exact",
     scope="element",
     compat=_TOOLS,
-    stored=True,
+    reads="pipeline",
     differs="the merger did not know this name: the result is the weighted sum of a and b, c has no effect",
 )
 def add_difference_compat(a: Weight, b: Weight, c: Weight, *, alpha: float = 0.5) -> Weight:

@@ -46,6 +46,7 @@ else:
 Determinism = Literal["exact", "stable", "machine"]
 Scope = Literal["element", "row", "tensor"]
 Over = Literal["tensor", "model"]
+Reads = Literal["compute", "file", "pipeline"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -111,7 +112,10 @@ class Method:
             memory of a merge is planned by them.
         compat: the tool whose results it reproduces, errors included; None for ours.
         differs: what a compat method does otherwise than the standard one, for the user to read.
-        stored: whether operands come in the dtype they are stored in (compat) instead of the compute dtype.
+        reads: the dtype operands come in: the "compute" dtype; as in the "file"; or as a "pipeline" gives
+            them, a in the dtype of the output and the others as in the file.
+        merges: whether a key is merged at all; others stay as they are in a. Tools that have such a filter
+            also leave alone what another model lacks.
         idempotent: whether operands that are all equal are the result. Products of their shares need
             not add up to the last bit, so the executor restores the common value.
         result_is: the number of the operand that is the result for these parameters, unchanged;
@@ -135,7 +139,8 @@ class Method:
     copies: tuple[int, int]
     compat: str | None = None
     differs: str = ""
-    stored: bool = False
+    reads: Reads = "compute"
+    merges: Callable[[str], bool] | None = None
     idempotent: bool | Callable[..., bool] = False
     result_is: Callable[..., int | None] = lambda **_: None
     version: int = 1
@@ -180,7 +185,8 @@ def method(
     name: str | None = None,
     compat: tuple[str, ...] = (),
     differs: str = "",
-    stored: bool = False,
+    reads: Reads = "compute",
+    merges: Callable[[str], bool] | None = None,
     idempotent: bool | Callable[..., bool] = False,
     result_is: Callable[..., int | None] = lambda **_: None,
     version: int = 1,
@@ -211,7 +217,8 @@ def method(
                 copies=copies or ((0, 2) if scope == "element" else (1, 2)),
                 compat=tool,
                 differs=differs,
-                stored=stored,
+                reads=reads,
+                merges=merges,
                 idempotent=idempotent,
                 result_is=result_is,
                 version=version,
