@@ -9,10 +9,8 @@ reports and never guesses. Only headers are needed: a result says which rows of 
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 from runner.architectures import ARCHITECTURES
 from runner.architectures.base import Architecture
@@ -20,33 +18,11 @@ from runner.architectures.layouts_text import clip, open_clip, t5
 from runner.architectures.layouts_transformer import flux, sd3
 from runner.architectures.layouts_unet import unet
 from runner.architectures.layouts_vae import OLD_ATTENTION, vae
-from runner.architectures.ties import Made, Tie, inverse
+from runner.architectures.left import Kind, Left, reason
+from runner.architectures.ties import Made, MisfitError, Tie
 from runner.tensors import TensorSpec
 
 Specs = Mapping[str, TensorSpec]
-
-
-class Kind(StrEnum):
-    """Why a tensor has no counterpart in the other layout."""
-
-    EMA = "ema"  # a running mean of the weights
-    BUFFER = "buffer"  # position ids, a training schedule: what software computes
-    LOGIT_SCALE = "logit_scale"  # of CLIP's training
-    MARKER = "marker"  # tells a program what the model predicts
-    UNUSED = "unused"  # a layer of the text encoder that this architecture does not read
-    COMPONENT = "component"  # a component that single files do not have
-    TWICE = "twice"  # another name of a tensor that is there
-    INCOMPLETE = "incomplete"  # a part of a fused tensor whose other parts are missing
-    MISFIT = "misfit"  # a shape the map cannot be applied to
-    UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True, slots=True)
-class Left:
-    """A tensor that was not converted, and why in words."""
-
-    kind: Kind
-    why: str
 
 
 @dataclass(frozen=True)
@@ -117,44 +93,6 @@ _SPELLINGS: dict[str, dict[str, str]] = {
     },
 }
 
-_SCHEDULE = (
-    r"(betas|alphas_cumprod(_prev)?|(sqrt|sqrt_one_minus|log_one_minus|sqrt_recip|sqrt_recipm1)_alphas_cumprod"
-    r"|posterior_(variance|log_variance_clipped|mean_coef[12])|lvlb_weights|logvar|denoiser\.sigmas)"
-)
-_TEXT = r"(cond_stage_model|conditioner\.embedders\.[01]|text_encoders\.\w+)\."
-_TEXT_FOLDER = r"text_encoder(_[23])?/"
-
-# By layout, patterns of whole keys that no tie has.
-_WITHOUT: dict[str, tuple[tuple[str, Kind, str], ...]] = {
-    "checkpoint": (
-        (r"model_ema\..*", Kind.EMA, "a running mean of the weights, which folders hold as a variant"),
-        (_SCHEDULE, Kind.BUFFER, "a training schedule, which folders hold as numbers in a config"),
-        (rf"{_TEXT}transformer\.(text_model\.)?embeddings\.position_ids", Kind.BUFFER, "position ids"),
-        (rf"{_TEXT}((model|transformer)\.)?logit_scale", Kind.LOGIT_SCALE, "used in CLIP's training only"),
-        (r"v_pred|ztsnr|edm_(mean|std)|edm_vpred\.sigma_(min|max)", Kind.MARKER, "says what is predicted"),
-        # Stable Diffusion 2 takes the last layer but one; the first CLIP of the others projects nothing.
-        (
-            r"cond_stage_model\.model\.(transformer\.resblocks\.23\.(ln_[12]\.|attn\.|mlp\.).*|text_projection)",
-            Kind.UNUSED,
-            "a layer of the text encoder that is not read",
-        ),
-        (
-            rf"{_TEXT}transformer\.text_projection(\.weight)?",
-            Kind.UNUSED,
-            "a layer of the text encoder that is not read",
-        ),
-    ),
-    "diffusers": (
-        (rf"{_TEXT_FOLDER}(text_model\.)?embeddings\.position_ids", Kind.BUFFER, "position ids"),
-        (rf"{_TEXT_FOLDER}logit_scale", Kind.LOGIT_SCALE, "used in CLIP's training only"),
-        (
-            rf"{_TEXT_FOLDER}text_projection\.weight",
-            Kind.UNUSED,
-            "a layer of the text encoder that is not read",
-        ),
-    ),
-}
-
 
 @dataclass(frozen=True)
 class _Table:
@@ -179,11 +117,10 @@ def to_diffusers(architecture: Architecture, specs: Specs) -> Conversion:
     for tie in table.ties:
         if (key := names.get(tie.single)) is None:
             continue
-        parts = tie.split(key, specs[key])
-        if isinstance(parts, str):
-            left[key] = Left(Kind.MISFIT, parts)
-        else:
-            made |= parts
+        try:
+            made |= tie.split(key, specs[key])
+        except MisfitError as misfit:
+            left[key] = Left(Kind.MISFIT, str(misfit))
     return Conversion(made, left)
 
 
@@ -205,12 +142,10 @@ def to_checkpoint(architecture: Architecture, specs: Specs) -> Conversion:
             why = f"{tie.single} cannot be made without {', '.join(missing)}"
             left |= dict.fromkeys(keys, Left(Kind.INCOMPLETE, why))
             continue
-        whole = tie.whole([specs[key] for key in keys])
-        parts = whole if isinstance(whole, str) else tie.split(tie.single, whole)
-        if isinstance(whole, str) or isinstance(parts, str):
-            left |= dict.fromkeys(keys, Left(Kind.MISFIT, str(parts)))
-            continue
-        made |= inverse({names[part]: each for part, each in parts.items()}, {tie.single: whole})
+        try:
+            made[tie.single] = tie.join(keys, [specs[key] for key in keys])
+        except MisfitError as misfit:
+            left |= dict.fromkeys(keys, Left(Kind.MISFIT, str(misfit)))
     return Conversion(made, left)
 
 
@@ -254,18 +189,8 @@ def _named(architecture: Architecture, layout: str, specs: Specs) -> tuple[dict[
             names[written] = spelling
     for key in specs:
         if key not in spellings:
-            left[key] = _without(architecture, layout, key)
+            left[key] = reason(architecture, layout, key)
     return names, left
-
-
-def _without(architecture: Architecture, layout: str, key: str) -> Left:
-    component, slash, _ = key.partition("/")
-    if layout == "diffusers" and slash and component not in COMPONENTS[architecture.name]:
-        return Left(Kind.COMPONENT, f"single files of {architecture.title} have no {component}")
-    for pattern, kind, why in _WITHOUT[layout]:
-        if re.fullmatch(pattern, key):
-            return Left(kind, why)
-    return Left(Kind.UNKNOWN, f"no tensor of {architecture.title} has this name")
 
 
 @functools.cache

@@ -19,6 +19,10 @@ Shape = tuple[int, ...]
 Form = Literal["rows", "transposed", "pointwise"]
 
 
+class MisfitError(Exception):
+    """Shapes or dtypes that a tie cannot be applied to, in words."""
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """Some rows of a source tensor, as they stand in a result.
@@ -115,57 +119,60 @@ class Tie:
     runs: tuple[Run, ...] = _WHOLE
     form: Form = "rows"
 
-    def split(self, key: str, spec: TensorSpec) -> dict[str, Made] | str:
-        """The folder's tensors as made of the single file's, or why its shape does not allow it.
+    def split(self, key: str, spec: TensorSpec) -> dict[str, Made]:
+        """The folder's tensors as made of the single file's.
 
         Args:
             key: what the single file calls the tensor.
             spec: of the tensor there.
+
+        Raises:
+            MisfitError: if it cannot be of that shape.
         """
-        units, shape = sum(run.units for run in self.runs), spec.shape
-        rows = _rows(shape)
-        if rows % units or (units > 1 and not shape):
-            return f"{spec} cannot be divided into {units} equal parts"
+        units, rows, shape = sum(run.units for run in self.runs), _rows(spec.shape), spec.shape
         if self.form != "rows":
-            matrix = _matrix(self.form, shape)
-            if matrix is None:
-                return f"{spec} is no {'matrix' if self.form == 'transposed' else '1x1 convolution'}"
-            piece = Piece(key, 0, rows, shape, self.form == "transposed", matrix)
-            return {self.parts[0]: Made((piece,), TensorSpec(spec.dtype, matrix))}
-        unit = rows // units
-        found: dict[int, list[tuple[int, Piece]]] = {}
+            piece = Piece(key, 0, rows, shape, self.form == "transposed", _matrix(self.form, spec))
+            return {self.parts[0]: _joined([piece], spec.dtype)}
+        if rows % units or (units > 1 and not shape):
+            raise MisfitError(f"{spec} cannot be divided into {units} equal parts")
+        found: dict[str, list[tuple[int, Piece]]] = {part: [] for part in self.parts}
         first = 0
         for run in self.runs:
-            piece = Piece(key, first, run.units * unit, shape, False, _with_rows(shape, run.units * unit))
-            found.setdefault(run.part, []).append((run.first, piece))
-            first += piece.rows
-        return {
-            self.parts[part]: _joined([piece for _, piece in sorted(placed)], spec)
-            for part, placed in found.items()
-        }
+            count = run.units * (rows // units)
+            piece = Piece(key, first, count, shape, False, _with_rows(shape, count))
+            found[self.parts[run.part]].append((run.first, piece))
+            first += count
+        return {part: _joined(_in_order(placed), spec.dtype) for part, placed in found.items()}
 
-    def whole(self, specs: Sequence[TensorSpec]) -> TensorSpec | str:
-        """The spec of the single file's tensor, or why these parts do not make one.
+    def join(self, keys: Sequence[str], specs: Sequence[TensorSpec]) -> Made:
+        """The single file's tensor as made of the folder's.
 
         Args:
-            specs: of the parts, in order.
+            keys: what the folder calls the parts, in order.
+            specs: of the parts.
+
+        Raises:
+            MisfitError: if these do not make one.
         """
-        shape = specs[0].shape
+        whole = self._whole(specs)
+        names = dict(zip(self.parts, keys, strict=True))
+        parts = {names[part]: made for part, made in self.split(self.single, whole).items()}
+        return inverse(parts, {self.single: whole})[self.single]
+
+    def _whole(self, specs: Sequence[TensorSpec]) -> TensorSpec:
+        """The spec of the single file's tensor."""
+        dtype, shape = specs[0].dtype, specs[0].shape
         if self.form != "rows":
             if len(shape) != 2:
-                return f"{specs[0]} is no matrix"
-            return TensorSpec(specs[0].dtype, shape[::-1] if self.form == "transposed" else (*shape, 1, 1))
-        if len({(spec.dtype, spec.shape[1:]) for spec in specs}) > 1:
-            return "the parts of its fused tensor differ: " + ", ".join(map(str, specs))
+                raise MisfitError(f"{specs[0]} is no matrix")
+            return TensorSpec(dtype, shape[::-1] if self.form == "transposed" else (*shape, 1, 1))
         shares = [sum(run.units for run in self.runs if run.part == part) for part in range(len(specs))]
-        if (max(shares) > 1 or len(shares) > 1) and not all(spec.shape for spec in specs):
-            return "the parts of a fused tensor are scalars"
-        if len({_rows(spec.shape) / share for spec, share in zip(specs, shares, strict=True)}) > 1:
-            wanted = ":".join(map(str, shares))
-            return f"the parts of its fused tensor are not in proportion {wanted}: " + ", ".join(
-                map(str, specs)
-            )
-        return TensorSpec(specs[0].dtype, _with_rows(shape, sum(_rows(spec.shape) for spec in specs)))
+        units = {_rows(spec.shape) / share for spec, share in zip(specs, shares, strict=True)}
+        alike = {(spec.dtype, len(spec.shape), spec.shape[1:]) for spec in specs}
+        if len(units) > 1 or len(alike) > 1 or (len(specs) > 1 and not shape):
+            shares_of = f" in proportion {':'.join(map(str, shares))}" if len(set(shares)) > 1 else ""
+            raise MisfitError(f"these are not rows{shares_of} of one tensor: {', '.join(map(str, specs))}")
+        return TensorSpec(dtype, _with_rows(shape, sum(_rows(spec.shape) for spec in specs)))
 
 
 def inverse(made: Mapping[str, Made], specs: Mapping[str, TensorSpec]) -> dict[str, Made]:
@@ -184,16 +191,17 @@ def inverse(made: Mapping[str, Made], specs: Mapping[str, TensorSpec]) -> dict[s
             source = Piece(key, at, rows, result.spec.shape, piece.transposed, back)
             found.setdefault(piece.key, []).append((piece.first, source))
             at += rows
-    return {
-        key: _joined([piece for _, piece in sorted(placed, key=lambda each: each[0])], specs[key])
-        for key, placed in found.items()
-    }
+    return {key: _joined(_in_order(placed), specs[key].dtype) for key, placed in found.items()}
 
 
-def _joined(pieces: Iterable[Piece], spec: TensorSpec) -> Made:
-    pieces = tuple(pieces)
+def _in_order(placed: Iterable[tuple[int, Piece]]) -> list[Piece]:
+    """Pieces by the row they begin at."""
+    return [piece for _, piece in sorted(placed, key=lambda each: each[0])]
+
+
+def _joined(pieces: Sequence[Piece], dtype: str) -> Made:
     rows = sum(_rows(piece.shape) for piece in pieces)
-    return Made(pieces, TensorSpec(spec.dtype, _with_rows(pieces[0].shape, rows)))
+    return Made(tuple(pieces), TensorSpec(dtype, _with_rows(pieces[0].shape, rows)))
 
 
 def _rows(shape: Shape) -> int:
@@ -204,12 +212,17 @@ def _with_rows(shape: Shape, rows: int) -> Shape:
     return (rows, *shape[1:]) if shape else ()
 
 
-def _matrix(form: Form, shape: Shape) -> Shape | None:
-    """The folder's matrix for a shape in a single file; None if that is not of the form."""
+def _matrix(form: Form, spec: TensorSpec) -> Shape:
+    """The shape of the folder's matrix."""
+    shape = spec.shape
     if form == "transposed":
-        return shape[::-1] if len(shape) == 2 else None
+        if len(shape) != 2:
+            raise MisfitError(f"{spec} is no matrix")
+        return shape[::-1]
     # Convolutions over lines or images, and what somebody made linear already.
-    return shape[:2] if 2 <= len(shape) <= 4 and set(shape[2:]) <= {1} else None
+    if not 2 <= len(shape) <= 4 or set(shape[2:]) - {1}:
+        raise MisfitError(f"{spec} is no 1x1 convolution")
+    return shape[:2]
 
 
 def tied(pairs: Mapping[str, str], *, ends: Sequence[str] = (".weight", ".bias")) -> list[Tie]:
