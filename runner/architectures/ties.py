@@ -133,7 +133,7 @@ class Tie:
         if self.form != "rows":
             piece = Piece(key, 0, rows, shape, self.form == "transposed", _matrix(self.form, spec))
             return {self.parts[0]: _joined([piece], spec.dtype)}
-        if rows % units or (units > 1 and not shape):
+        if rows % units:
             raise MisfitError(f"{spec} cannot be divided into {units} equal parts")
         found: dict[str, list[tuple[int, Piece]]] = {part: [] for part in self.parts}
         first = 0
@@ -169,7 +169,7 @@ class Tie:
         shares = [sum(run.units for run in self.runs if run.part == part) for part in range(len(specs))]
         units = {_rows(spec.shape) / share for spec, share in zip(specs, shares, strict=True)}
         alike = {(spec.dtype, len(spec.shape), spec.shape[1:]) for spec in specs}
-        if len(units) > 1 or len(alike) > 1 or (len(specs) > 1 and not shape):
+        if len(units) > 1 or len(alike) > 1:
             shares_of = f" in proportion {':'.join(map(str, shares))}" if len(set(shares)) > 1 else ""
             raise MisfitError(f"these are not rows{shares_of} of one tensor: {', '.join(map(str, specs))}")
         return TensorSpec(dtype, _with_rows(shape, sum(_rows(spec.shape) for spec in specs)))
