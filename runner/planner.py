@@ -138,11 +138,10 @@ class _Planner:
 
     def _ignored(self, merge: BoundMerge, role: str, key: str) -> bool:
         """Whether the parameters at a key say that this model has no part in it."""
+        if merge.method.merges is not None and not merge.method.merges(key):
+            return True
         used = merge.method.result_is(**self._parameters(merge, key))
-        filtered = merge.method.merges is not None and not merge.method.merges(key)
-        return (
-            (used is not None and list(merge.models)[used] != role) or filtered or self._is_left(merge, key)
-        )
+        return (used is not None and list(merge.models)[used] != role) or self._is_left(merge, key)
 
     def _parameters(self, merge: BoundMerge, key: str) -> dict[str, Value]:
         place = self.resolved.places[key]

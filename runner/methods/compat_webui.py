@@ -2,7 +2,8 @@
 
 The web UI computes in the dtype of the files, so that every operation is rounded in it; supermerger
 mixes in float32 and rounds differences in the dtype of b. Each merges only the keys its filter knows;
-the others stay as they are in a.
+the others stay as they are in a. supermerger's torch.lerp rounds differently from one processor to the
+next; here each operation is rounded, so that rarely the last bit of a float32 is another.
 Source: stable-diffusion-webui, modules/extras.py; sd-webui-supermerger, scripts/mergers/mergers.py.
 """
 
