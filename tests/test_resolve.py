@@ -10,6 +10,7 @@ import pytest
 
 from runner.demo import demo_model
 from runner.errors import IncompatibleError, InputError, RecipeError
+from runner.weighting import Weighting
 from tests.build import resolved, write_models
 
 
@@ -41,7 +42,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (tree(alhpa=0.3), 'alhpa: unknown parameter of weighted_sum, did you mean "alpha"? (found 0.3)'),
     (tree(alpha=True), "alpha: expected a number, found true"),
     (tree(alpha="0.3"), 'alpha: expected a number, found "0.3"'),
-    (tree(alpha=[0.3]), "alpha: expected a number, found [0.3]"),
+    (tree(alpha=[0.3]), "alpha: a list runs from its first number to its last; found [0.3]"),
     (tree(alpha=1.5), "alpha: expected 0 to 1, found 1.5; say extrapolate: true"),
     (tree("sigmoid", alpha=1.5, extrapolate=True), "alpha: expected 0 to 1, found 1.5"),
     (
@@ -184,7 +185,9 @@ def test_layouts_are_not_mixed_yet(models: Path, cache: Path) -> None:
 def test_blocks_are_named_by_architecture(models: Path, cache: Path) -> None:
     recipe = {"method": "weighted_sum", "models": {"a": "demo:photo", "b": "demo:anime"}}
     alpha = {"default": 0, "IN00-IN05": 0.1, "M00": 0.2, "TIME": 0.3, "OUT3": 0.4}
-    assert len(resolved({**recipe, "alpha": alpha}, models, cache).merge.weightings["alpha"].rules) == 4  # type: ignore[union-attr]
+    weighting = resolved({**recipe, "alpha": alpha}, models, cache).merge.weightings["alpha"]
+    assert isinstance(weighting, Weighting)
+    assert set(weighting.values.values()) == {0.1, 0.2, 0.3, 0.4}
     with pytest.raises(RecipeError, match="IN99"):
         resolved({**recipe, "alpha": {"default": 0, "IN99": 1}}, models, cache)
 

@@ -14,6 +14,7 @@ from runner.architectures import ARCHITECTURES, Architecture, Place, place
 from runner.architectures.base import numbered
 from runner.errors import Problems, RecipeError
 from runner.methods import Parameter, Range
+from runner.rules import Names
 from runner.weighting import Weighting, parse_weighting
 from tests.build import here
 
@@ -42,16 +43,8 @@ def parse(
     places: dict[str, Place] = PLACES,
 ) -> tuple[Weighting, Problems]:
     problems = Problems(here)
-    weighting = parse_weighting(
-        parameter,
-        value,
-        ("alpha",),
-        extrapolate,
-        frozenset(at.component for at in places.values()),
-        architecture,
-        frozenset(block for at in places.values() for block in at.blocks),
-        problems,
-    )
+    names = Names(places, architecture)
+    weighting = parse_weighting(parameter, value, ("alpha",), extrapolate, names, problems)
     return weighting, problems
 
 
@@ -110,8 +103,8 @@ LADDERS: dict[str, list[dict[str, Any]]] = {
     ],
     ATTN2: [{"default": 0.1}, {"unet": 0.2}, {"IN00-OUT11": 0.3}, {"IN01": 0.4}, {"*.attn2.*": 0.5}],
     HEAD: [{"default": 0.1}, {"unet": 0.2}, {"OUT11": 0.4}, {"HEAD": 0.5}, {HEAD: 0.6}],
-    TEXT: [{"default": 0.1}, {"text_encoder": 0.2}, {"BASE": 0.4}, {"CLIP": 0.5}, {"*norm*": 0.6}],
-    DECODER: [{"default": 0.1}, {"vae": 0.2}, {"BASE": 0.4}, {"VAE": 0.5}, {"vae/*": 0.6}],
+    TEXT: [{"default": 0.1}, {"BASE": 0.2}, {"text_encoder": 0.4}, {"CLIP": 0.5}, {"*norm*": 0.6}],
+    DECODER: [{"default": 0.1}, {"BASE": 0.2}, {"vae": 0.4}, {"VAE": 0.5}, {"vae/*": 0.6}, {DECODER: 0.7}],
 }
 
 
@@ -145,9 +138,9 @@ def test_the_default_of_a_component_is_the_component() -> None:
         ({"IN00": 0.2, "unet": {"default": 0.3}}, 0.2),
         # A range under the component is a block under the component.
         ({"IN00": 0.2, "unet": {"IN00-IN01": 0.3}}, 0.3),
-        # Of two that are equal in all this, the first.
-        ({"*time*": 0.2, "*.weight": 0.3}, 0.2),
-        ({"IN00-IN01": 0.2, "BASE-IN00": 0.3}, 0.2),
+        # Of two that are equal in all this, either, if they agree.
+        ({"*time*": 0.2, "*.weight": 0.2}, 0.2),
+        ({"IN00-IN01": 0.2, "BASE-IN00": 0.2}, 0.2),
     ],
 )
 def test_between_the_rungs(tree: dict[str, Any], expected: float) -> None:
@@ -251,7 +244,7 @@ def test_without_a_range_every_finite_number_is_good() -> None:
 MISTAKES: list[tuple[Any, str]] = [
     (True, "alpha: expected a number, found true"),
     ("0.5", 'alpha: expected a number, found "0.5"'),
-    ([0.5], "alpha: expected a number, found [0.5]"),
+    ([0.5], "alpha: a list runs from its first number to its last; found [0.5]"),
     ({"default": "x"}, 'alpha.default: expected a number, found "x"'),
     ({"default": {"IN00": 0.1}}, 'alpha.default: expected a number, found {"IN00": 0.1}'),
     ({"IN00": False}, "alpha.IN00: expected a number, found false"),
@@ -329,23 +322,36 @@ PATTERNS: dict[str, Callable[[str], bool]] = {
 }
 
 
-def reference(tree: dict[str, Any], key: str, at: Place) -> float:
-    """The value at a key: looks for each kind of name in turn, under the component and then outside."""
+def reference(tree: dict[str, Any], key: str, at: Place) -> set[float]:
+    """The values at a key that nothing beats: for each kind of name, under the component and then outside."""
     own = tree.get(at.component, {})
     scopes = [own if isinstance(own, dict) else {"default": own}, tree]
-    for scope in scopes:
-        for name, value in scope.items():
-            if name in PATTERNS and PATTERNS[name](key):
-                return value
-    for block in at.blocks:
+    for exact in (True, False):
         for scope in scopes:
-            named = [name for name in scope if block in NAMES.get(name, ())]
-            if named:
-                return scope[min(named, key=lambda name: len(NAMES[name]))]
-    for scope in scopes:
-        if "default" in scope:
-            return scope["default"]
-    return 0.5
+            found = {scope[name] for name in scope if name in PATTERNS and PATTERNS[name](key)}
+            if exact:
+                found &= {scope[key]} if key in scope else set()
+            if found:
+                return found
+    for block in (*at.blocks, "the component"):
+        if block == "the component" and "default" in scopes[0]:
+            return {scopes[0]["default"]}
+        if block == "BASE":
+            continue
+        for scope in scopes:
+            if found := named(scope, block):
+                return found
+    for scope in scopes if "BASE" in at.blocks else ():
+        if found := named(scope, "BASE"):
+            return found
+    return {tree.get("default", 0.5)}
+
+
+def named(scope: dict[str, Any], block: str) -> set[float]:
+    """The values that the narrowest names of a block have."""
+    names = [name for name in scope if block in NAMES.get(name, ())]
+    fewest = min((len(NAMES[name]) for name in names), default=0)
+    return {scope[name] for name in names if len(NAMES[name]) == fewest}
 
 
 _NUMBERS = st.floats(0, 1)
@@ -359,4 +365,11 @@ _TREES = st.tuples(_INSIDE, _COMPONENTS, st.booleans()).map(
 
 @given(tree=_TREES)
 def test_the_value_is_that_of_a_straightforward_reading(tree: dict[str, Any]) -> None:
-    assert values(tree) == {key: reference(tree, key, at) for key, at in PLACES.items()}
+    expected = {key: reference(tree, key, at) for key, at in PLACES.items()}
+    if all(len(found) == 1 for found in expected.values()):
+        assert {key: {value} for key, value in values(tree).items()} == expected
+    else:
+        contradictions = [line for line in mistakes(tree) if "is as specific" in line]
+        assert contradictions == mistakes(tree) != []
+        doubtful = {key for key, found in expected.items() if len(found) > 1}
+        assert all(any(f'"{key}"' in line for key in doubtful) for line in contradictions)
