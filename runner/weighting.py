@@ -79,9 +79,9 @@ class _Parser:
     problems: Problems
 
     def weighting(self, value: Any, path: KeyPath) -> Weighting:
-        said = value.get("default") if isinstance(value, Mapping) else value
         divided = isinstance(value, (Mapping, list))
-        default = self.default(None if isinstance(said, list) else said, path, divided)
+        said = value.get("default") if isinstance(value, Mapping) else None if divided else value
+        default = self.default(said, path, divided)
         if not divided:
             return Weighting(default)
         dialect: Dialect | None = None
@@ -243,5 +243,6 @@ def _between(values: Sequence[float], t: float) -> float:
     """The value at t in [0, 1] of the line through values at equal distances."""
     position = t * (len(values) - 1)
     left = min(int(position), len(values) - 2)
-    share = position - left
-    return (1 - share) * values[left] + share * values[left + 1]
+    share, ends = position - left, values[left : left + 2]
+    # Rounding must not leave the line: between two equal values there is no other.
+    return max(min(ends), min(max(ends), (1 - share) * ends[0] + share * ends[1]))

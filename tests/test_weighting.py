@@ -19,6 +19,7 @@ from runner.weighting import Weighting, parse_weighting
 from tests.build import here
 
 SD1 = ARCHITECTURES["sd1"]
+_LISTED = st.floats(0, 1)
 ALPHA = Parameter("alpha", 0.5, Range(0, 1, "ask"))
 
 TIME = "unet/time_embedding.linear_1.weight"
@@ -195,6 +196,103 @@ def test_a_model_of_unknown_architecture_has_numbered_modules_as_blocks() -> Non
     assert list(values(tree, architecture=None, places=places).values()) == [0.1, 0.2, 0.1]
     (line,) = mistakes({"IN04": 0.1}, architecture=None, places=places)
     assert line == "alpha.IN04: unknown component, block or key pattern (components: decoder, prior)"
+
+
+# ---- A list over depth.
+
+
+def test_a_list_runs_over_the_blocks_of_the_main_component() -> None:
+    found = values({"unet": [0, 0.5, 1], "default": 0.0625})
+    assert found == {
+        **dict.fromkeys((TIME, CONV_IN), 0),
+        ATTN2: pytest.approx(1 / 24),
+        DEEP: pytest.approx(4 / 24),
+        MIDDLE: 0.5,
+        **dict.fromkeys((LAST, HEAD), 1),
+        **dict.fromkeys((TEXT, DECODER), 0.0625),
+    }
+    bare = {key: value for key, value in found.items() if key.startswith("unet/")}
+    assert values([0, 0.5, 1], places={key: PLACES[key] for key in bare}) == bare
+
+
+def test_a_list_alone_says_nothing_of_the_other_components() -> None:
+    weighting, _ = parse([0, 1])
+    assert weighting.open == TEXT
+    assert parse({"unet": [0, 1]})[0].open == TEXT
+    assert parse({"unet": [0, 1], "BASE": 0})[0].open is None
+
+
+def test_what_the_recipe_names_beats_a_list() -> None:
+    tree = {"unet": [0, 1], "IN00-IN04": 0.25, "TIME": 0.75, "*.attn2.*": 0.875, "default": 0}
+    found = values(tree)
+    assert [found[key] for key in (CONV_IN, DEEP, TIME, ATTN2, LAST)] == [0.25, 0.25, 0.75, 0.875, 0.875]
+    assert found[HEAD] == 1
+
+
+@given(numbers=st.lists(_LISTED, min_size=2, max_size=40))
+def test_a_list_starts_at_its_first_number_ends_at_its_last_and_stays_between(numbers: list[float]) -> None:
+    found = values({"unet": numbers, "default": 0})
+    assert (found[CONV_IN], found[HEAD]) == (numbers[0], numbers[-1])
+    assert all(min(numbers) <= found[key] <= max(numbers) for key in found if key.startswith("unet/"))
+
+
+def test_numbered_modules_are_the_depth_of_an_unknown_architecture() -> None:
+    keys = [f"prior/layers.{number}.weight" for number in (0, 2, 10, 9, 1)]
+    places = {key: place(None, "diffusers", key) for key in (*keys, "prior/out.bias")}
+    expected = dict(zip(keys, (0, 0.5, 1, 0.75, 0.25), strict=True))
+    assert values(
+        {"prior": [0, 1], "default": 2}, Parameter("scale", 1.0, None), architecture=None, places=places
+    ) == {
+        **expected,
+        "prior/out.bias": 2,
+    }
+    numbered = {key: places[key] for key in keys}
+    assert values([0, 1], architecture=None, places=numbered) == expected
+    two = {**numbered, "decoder/layers.0.weight": place(None, "diffusers", "decoder/layers.0.weight")}
+    (line,) = mistakes([0, 1], architecture=None, places=two)
+    assert line == "alpha: a list runs over the blocks of one component: name it (decoder, prior)"
+
+
+@pytest.mark.parametrize(
+    ("tree", "expected"),
+    [
+        ([], "alpha: a list runs from its first number to its last; found []"),
+        ([0, "x"], 'alpha.1: expected a number, found "x"'),
+        ({"unet": [0, 2]}, "alpha.unet.1: expected 0 to 1, found 2; say extrapolate: true to go outside"),
+        ({"vae": [0, 1]}, "alpha.vae: a list runs over blocks, and only unet has any"),
+        ({"IN00": [0, 1]}, "alpha.IN00: expected a number, found [0, 1]"),
+        ({"default": [0, 1]}, "alpha.default: expected a number, found [0, 1]"),
+    ],
+)
+def test_a_list_in_the_wrong_place_or_with_wrong_numbers_is_told(tree: Any, expected: str) -> None:
+    assert mistakes(tree) == [expected]
+
+
+# ---- Contradictions.
+
+
+@pytest.mark.parametrize(
+    ("tree", "first", "second", "key"),
+    [
+        ({"*time*": 0.2, "*.weight": 0.3}, "*time*", "*.weight", TIME),
+        ({"IN00-IN01": 0.2, "BASE-IN00": 0.3}, "IN00-IN01", "BASE-IN00", TIME),
+        ({"unet": {"IN04-M00": 0.2, "IN03-IN11": 0.3, "default": 0}}, "IN04-M00", "IN03-IN11", DEEP),
+        ({"IN4": 0.2, "IN04": 0.3}, "IN4", "IN04", DEEP),
+    ],
+)
+def test_selectors_that_are_equally_specific_must_agree(
+    tree: dict[str, Any], first: str, second: str, key: str
+) -> None:
+    (line,) = mistakes(tree)
+    under = "unet." if "unet" in tree else ""
+    doubt = f'alpha.{under}{second}: 0.3 or 0.2 for "{key}"?'
+    assert line == f'{doubt} "{first}" selects it too and is as specific; make one narrower'
+    agreeing = dict.fromkeys((first, second), 0.2)
+    assert values({"unet": agreeing} if under else agreeing)[key] == 0.2
+
+
+def test_a_whole_key_is_narrower_than_any_pattern() -> None:
+    assert values({HEAD: 0.2, "*.bias": 0.3, "unet": {"*": 0.4}})[HEAD] == 0.2
 
 
 # ---- Ranges.
