@@ -7,6 +7,7 @@ alpha: {dialect: comfyui, mbw: {default: 1, output_blocks.3.: 0.25}}
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -56,7 +57,7 @@ class Pasted:
     def rules(self, tree: Mapping[Any, Any], path: KeyPath) -> list[Rule]:
         """The rules that follow from the keys mbw, dialect, base, mix and elemental."""
         dialect = tree.get("dialect", "runner")
-        if dialect not in DIALECTS:
+        if not isinstance(dialect, str) or dialect not in DIALECTS:
             return []  # noted already
         rules: list[Rule] = []
         parts = False
@@ -119,8 +120,8 @@ class Pasted:
         """Says which numbers a shorter UNet has no blocks for."""
         unused = [str(at) for at, name in enumerate(names, start=1) if not name]
         if unused and names != architecture.parts:
-            which = f"{', '.join(unused)} of {len(names)} {'is' if len(unused) == 1 else 'are'} not used"
-            self.problems.warn(path, f"number {which}: {architecture.title} has no such blocks")
+            which = f"the numbers in places {', '.join(unused)} of {len(names)}"
+            self.problems.warn(path, f"{which} are not used in {architecture.title}")
 
     def values(self, given: Any, path: KeyPath) -> tuple[Any, ...] | None:
         """The numbers of a list, a string or a preset; None if they cannot be read."""
@@ -151,7 +152,7 @@ class Pasted:
             self.problems.add(path, f"expected {{preset: NAME, by: SHARE}}, found {quote(given)}")
             return None
         by = given["by"]
-        if isinstance(by, bool) or not isinstance(by, (int, float)) or not 0 <= by <= 1:
+        if not _is_number(by) or not 0 <= by <= 1:
             self.problems.add((*path, "by"), f"expected 0 to 1, found {quote(by)}")
             return None
         other = self.preset(given["preset"], (*path, "preset"))
@@ -195,7 +196,7 @@ class Pasted:
         if len(known) == len(names):
             return known
         unknown = next(key for key in keys if key not in known)
-        what = f"{quote(text)}: " if text else ""
+        what = f"{quote(text)} " if text else ""
         reason = f"is read by the names of a single file, and that of {quote(unknown)} is not known"
         self.problems.add(path, f"{what}{reason}; write key patterns instead")
         return None
@@ -262,4 +263,4 @@ def _contains(words: Words, name: str) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < sys.float_info.max

@@ -98,8 +98,6 @@ class _Parser:
         decided = decide(rules, places, self.problems)
         closed = isinstance(value, Mapping) and "default" in value
         left = None if closed else next((key for key in places if key not in decided.values), None)
-        if left is not None and not isinstance(self.parameter.default, (int, float)) and not self.problems:
-            self.problems.add((*path, "default"), f"{self.parameter.name} must be given")
         unused = tuple((rule.path, _nothing(rule)) for rule in decided.unused)
         return Weighting(default, decided.values, unused, left)
 
@@ -115,7 +113,7 @@ class _Parser:
     def dialect(self, tree: Mapping[Any, Any], path: KeyPath) -> Dialect | None:
         """The tool whose block weights these are; None if they are none."""
         name = tree.get("dialect", "runner")
-        if name in DIALECTS:
+        if isinstance(name, str) and name in DIALECTS:
             return DIALECTS[name] if "dialect" in tree or "mbw" in tree else None
         hint = nearest(str(name), DIALECTS) or f" (there are: {', '.join(DIALECTS)})"
         self.problems.add((*path, "dialect"), f"unknown dialect {quote(name)}{hint}")

@@ -14,6 +14,7 @@ from runner.architectures import ARCHITECTURES, Place, expand_block, place
 from runner.dialects import DIALECTS, layouts
 from runner.errors import Problems, RecipeError
 from runner.methods import Parameter, Range
+from runner.pasted import KEYS
 from runner.presets import preset
 from runner.rules import Names
 from runner.weighting import Weighting, parse_weighting
@@ -201,7 +202,7 @@ def test_26_numbers_on_sdxl_lose_those_of_blocks_it_has_not(given: Any, dialect:
         assert max(found[block]) == pytest.approx(expected), block
     assert values(value, "sdxl")[SDXL_KEYS["head"]] == pytest.approx(0.75)
     assert warnings(value, "sdxl") == [
-        "alpha.mbw: number 11, 12, 13, 24, 25, 26 of 26 are not used: Stable Diffusion XL has no such blocks"
+        "alpha.mbw: the numbers in places 11, 12, 13, 24, 25, 26 of 26 are not used in Stable Diffusion XL"
     ]
 
 
@@ -266,7 +267,7 @@ def test_a_folder_needs_single_file_names_only_where_words_are_compared() -> Non
     bare = {"layout": "diffusers", "hook": False}
     assert mistakes({"default": 0, "elemental": "OUT04::0.5"}, **bare) == []
     (line,) = mistakes({"default": 0, "elemental": "OUT04:attn:0.5"}, **bare)
-    assert line.startswith('alpha.elemental: "OUT04:attn:0.5": is read by the names of a single file')
+    assert line.startswith('alpha.elemental: "OUT04:attn:0.5" is read by the names of a single file')
     assert mistakes({"default": 0, "elemental": "OUT04:attn:0.5"}, layout="diffusers") == []
     assert len(mistakes({"default": 0, "elemental": "CLIP:attn:0.5"}, layout="diffusers")) == 1
 
@@ -429,7 +430,7 @@ def test_the_21st_number_is_the_vae_of_sdxl() -> None:
         assert values(value, "sdxl")[SDXL_KEYS["vae"]] == expected, dialect
     assert warnings({"mbw": numbers, "default": 0}, "sdxl") == []
     (line,) = warnings({"mbw": numbers, "dialect": "supermerger", "default": 0}, "sdxl")
-    assert "number 21 of 21 is not used" in line
+    assert "places 21 of 21 are not used" in line
 
 
 def test_every_number_of_a_transformer_is_one_block() -> None:
@@ -591,11 +592,29 @@ def test_a_string_may_leave_out_what_has_no_number_only_with_a_default() -> None
     assert weighting.open is not None and weighting.open.startswith(("first_stage_model.", U))
     weighting, _ = parse({"mbw": STRING}, "sd1")
     assert weighting.open is None
-    must = Parameter("alpha", None, None)
-    assert mistakes({"mbw": STRING}, "sd1", parameter=must) == []
-    assert mistakes({"mbw": cut(STRING), "dialect": "sd-mecha"}, "sdxl", parameter=must) == [
-        "alpha.default: alpha must be given"
-    ]
+    assert mistakes({"mbw": STRING}, parameter=Parameter("alpha", None, None)) == []
+
+
+_ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inside: st.lists(inside, max_size=3) | st.dictionaries(st.text(max_size=9), inside, max_size=3),
+    max_leaves=6,
+) | st.sampled_from([STRING, "GRAD_V", "comfyui", "sd-meh", "OUT04:attn:0.5", {"preset": "ALL_B", "by": 0.5}])
+
+
+@given(tree=st.dictionaries(st.sampled_from([*KEYS, "unet", "vae", "IN00", "*"]), _ANYTHING) | _ANYTHING)
+def test_whatever_a_recipe_says_is_read_or_told(tree: Any) -> None:
+    weighting, problems = parse(tree)
+    if not problems:
+        assert all(0 <= number <= 1 for number in (weighting.default, *weighting.values.values()))
+
+
+def test_a_dialect_is_also_for_what_the_recipe_names() -> None:
+    tree = {"dialect": "sd-mecha", "BASE": 0.25, "IN00-OUT11": 0.5}
+    found = values(tree)
+    assert (found[SD1_KEYS["time"]], found[SD1_KEYS["in4"]]) == (0.25, 0.5)
+    assert values({**tree, "TIME": 0.75})[SD1_KEYS["time"]] == 0.75
+    assert values({**tree, "dialect": "runner"})[SD1_KEYS["time"]] == 0.5
 
 
 @given(
