@@ -69,7 +69,7 @@ class Pasted:
                 rules += self.sliders(tree["mbw"], (*path, "mbw"), self.names.architecture)
             else:
                 blocks = self.blocks(tree, path, dialect, self.names.architecture)
-                parts = len(blocks) == len(self.names.architecture.parts) > 0
+                parts = any(rule.blocks[0] in MODULE_NAMES.values() for rule in blocks)
                 rules += blocks
         for key in ("base", "mix"):
             if key in tree and ("mbw" not in tree or DIALECTS[dialect].sliders):
