@@ -88,6 +88,8 @@ def _ordered(value: Any) -> Any:
     """A parameter's value with mappings as lists of pairs and numbers as floats."""
     if isinstance(value, Mapping):
         return [[str(name), _ordered(part)] for name, part in value.items()]
+    if isinstance(value, list):
+        return [_ordered(part) for part in value]
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 

@@ -15,6 +15,7 @@ from runner.files import InputFile
 from runner.formats import FORMATS
 from runner.methods import METHODS, Method, Parameter, find_method
 from runner.recipe import RECIPE_KEYS, Merge, Policies, Recipe, Source
+from runner.rules import Names
 from runner.weighting import Weighting, parse_weighting
 
 
@@ -132,7 +133,7 @@ def resolve(
     index_of = {source.path: at for at, model in enumerate(models) for source in model.sources}
     # With a method or role unknown the first model stands for the primary, to check the rest against.
     primary = models[index_of[_primary_source(recipe.merge).path] if bound else 0]
-    names = _Names(primary, models)
+    names = _names(primary, models)
     merge = _bind(recipe.merge, index_of, names, problems)
     output_format = _check_output(recipe, primary, names, problems)
     problems.raise_if_any()
@@ -282,18 +283,16 @@ def _primary_source(merge: Merge) -> Source:
     return first if isinstance(first, Source) else _primary_source(first)
 
 
-class _Names:
-    """The names by which a recipe can select parts of the primary."""
-
-    def __init__(self, primary: Model, models: tuple[Model, ...]) -> None:
-        self.places = _places(primary, models)
-        self.architecture = primary.architecture
-        self.components = frozenset(place.component for place in self.places.values())
-        self.blocks = frozenset(block for place in self.places.values() for block in place.blocks)
+def _names(primary: Model, models: tuple[Model, ...]) -> Names:
+    """What a recipe can name. Only keys of single files have their names in a single file by themselves."""
+    places = _places(primary, models)
+    if primary.checkpoint.format == "checkpoint":
+        return Names(places, primary.architecture)
+    return Names(places, primary.architecture, single_file_name=lambda key: None)
 
 
 def _bind(
-    merge: Merge, index_of: Mapping[KeyPath, int], names: _Names, problems: Problems
+    merge: Merge, index_of: Mapping[KeyPath, int], names: Names, problems: Problems
 ) -> BoundMerge | None:
     """A merge with its parameters read; None if its method, or one below, is unknown."""
     models: dict[str, int | BoundMerge] = {}
@@ -325,42 +324,31 @@ def _bind(
 class _Binder:
     """Reads the parameters of one merge."""
 
-    def __init__(self, merge: Merge, names: _Names, problems: Problems) -> None:
+    def __init__(self, merge: Merge, names: Names, problems: Problems) -> None:
         self.merge = merge
         self.names = names
         self.problems = problems
 
     def weighting(self, parameter: Parameter, value: Any, path: KeyPath) -> Weighting:
         """The number at every place of the model; notes rules that select nothing."""
-        weighting = parse_weighting(
-            parameter,
-            value,
-            path,
-            self.merge.policies.extrapolate,
-            self.names.components,
-            self.names.architecture,
-            self.names.blocks,
-            self.problems,
-        )
-        self._check_coverage(weighting, value, path)
-        return weighting
-
-    def _check_coverage(self, weighting: Weighting, value: Any, path: KeyPath) -> None:
-        """Notes rules that select nothing, and a mapping that leaves the rest of the model open."""
-        rules, places = weighting.rules, self.names.places.items()
-        for rule in rules:
-            if not any(rule.rank(key, place) for key, place in places):
-                self.problems.add(rule.path, "selects no tensor of these models")
-        if not isinstance(value, Mapping) or "default" in value:
-            return
-        left = next((key for key, place in places if not any(rule.rank(key, place) for rule in rules)), None)
-        if left is not None:
+        extrapolate = self.merge.policies.extrapolate
+        weighting = parse_weighting(parameter, value, path, extrapolate, self.names, self.problems)
+        for at, reason in weighting.unused:
+            self.problems.add(at, reason)
+        if weighting.open is not None:
             hint = "add default: NUMBER for the rest"
-            self.problems.add(path, f"says nothing of {quote(left)} and others; {hint}")
+            if isinstance(value, list):
+                hint = "a list is for the blocks; write {COMPONENT: LIST, default: NUMBER}"
+            self.problems.add(path, f"says nothing of {quote(weighting.open)} and others; {hint}")
+        return weighting
 
     def per_model(self, parameter: Parameter, value: Any, roles: Sequence[str]) -> tuple[Weighting, ...]:
         """A number for each model: one for all, or a mapping by role."""
         path = (*self.merge.path, parameter.name)
+        if isinstance(value, list):
+            by_role = "a list runs over blocks; for a number for each model write {MODEL: NUMBER, ...}"
+            self.problems.add(path, f"{by_role}; found {quote(value)}")
+            value = None
         if not (isinstance(value, Mapping) and set(value) & set(roles)):
             return (self.weighting(parameter, value, path),) * len(roles)
         for name in value:
@@ -383,7 +371,7 @@ class _Binder:
         return bool(value) if isinstance(value, bool) else str(value)
 
 
-def _check_output(recipe: Recipe, primary: Model, names: _Names, problems: Problems) -> str:
+def _check_output(recipe: Recipe, primary: Model, names: Names, problems: Problems) -> str:
     """Notes what is wrong with `output`; returns its format."""
     output, found = recipe.output, primary.checkpoint.format
     if output.format is not None and output.format not in FORMATS:

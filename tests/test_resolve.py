@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from runner.architectures import Place
 from runner.demo import demo_model
 from runner.errors import IncompatibleError, InputError, RecipeError
+from runner.weighting import Weighting
 from tests.build import resolved, write_models
 
 
@@ -41,7 +43,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (tree(alhpa=0.3), 'alhpa: unknown parameter of weighted_sum, did you mean "alpha"? (found 0.3)'),
     (tree(alpha=True), "alpha: expected a number, found true"),
     (tree(alpha="0.3"), 'alpha: expected a number, found "0.3"'),
-    (tree(alpha=[0.3]), "alpha: expected a number, found [0.3]"),
+    (tree(alpha=[0.3]), "alpha: a list runs from its first number to its last; found [0.3]"),
     (tree(alpha=1.5), "alpha: expected 0 to 1, found 1.5; say extrapolate: true"),
     (tree("sigmoid", alpha=1.5, extrapolate=True), "alpha: expected 0 to 1, found 1.5"),
     (
@@ -184,9 +186,44 @@ def test_layouts_are_not_mixed_yet(models: Path, cache: Path) -> None:
 def test_blocks_are_named_by_architecture(models: Path, cache: Path) -> None:
     recipe = {"method": "weighted_sum", "models": {"a": "demo:photo", "b": "demo:anime"}}
     alpha = {"default": 0, "IN00-IN05": 0.1, "M00": 0.2, "TIME": 0.3, "OUT3": 0.4}
-    assert len(resolved({**recipe, "alpha": alpha}, models, cache).merge.weightings["alpha"].rules) == 4  # type: ignore[union-attr]
+    weighting = resolved({**recipe, "alpha": alpha}, models, cache).merge.weightings["alpha"]
+    assert isinstance(weighting, Weighting)
+    assert set(weighting.values.values()) == {0.1, 0.2, 0.3, 0.4}
     with pytest.raises(RecipeError, match="IN99"):
         resolved({**recipe, "alpha": {"default": 0, "IN99": 1}}, models, cache)
+
+
+def test_a_list_leaves_the_components_without_blocks_open(models: Path, cache: Path) -> None:
+    recipe = {"method": "weighted_sum", "models": {"a": "demo:photo", "b": "demo:anime"}}
+    with pytest.raises(RecipeError, match=r"text_encoder/.*write {COMPONENT: LIST, default:"):
+        resolved({**recipe, "alpha": [0, 1]}, models, cache)
+    weighting = resolved({**recipe, "alpha": {"unet": [0, 1], "default": 0.5}}, models, cache)
+    assert weighting.merge.weightings["alpha"].at("unet/conv_out.bias", Place("unet")) == 1  # type: ignore[union-attr]
+
+
+def test_each_of_many_models_may_have_block_weights(models: Path, cache: Path) -> None:
+    demos = {"photo": "demo:photo", "anime": "demo:anime"}
+    weight = {"photo": {"mbw": "GRAD_V", "base": 0.5}, "anime": {"unet": [0, 1], "default": 1}}
+    found = resolved({"method": "linear", "models": demos, "weight": weight}, models, cache)
+    photo, anime = found.merge.weightings["weight"]  # type: ignore[misc]
+    key = "unet/mid_block.resnets.0.conv1.weight"
+    assert (photo.at(key, found.places[key]), anime.at(key, found.places[key])) == (0, 0.5)
+    both = {"method": "linear", "models": demos, "weight": {"mbw": "FLAT_25", "base": 0.5}}
+    photo, anime = resolved(both, models, cache).merge.weightings["weight"]  # type: ignore[misc]
+    assert photo.at(key, found.places[key]) == anime.at(key, found.places[key]) == 0.25
+
+
+def test_a_list_is_no_number_for_each_model(models: Path) -> None:
+    (line,) = mistakes(models, {**tree("linear"), "weight": [0.3, 0.7]})
+    assert "weight: a list runs over blocks; for a number for each model write {MODEL: NUMBER" in line
+
+
+def test_entries_by_single_file_names_are_for_single_files(models: Path, cache: Path) -> None:
+    recipe = {"method": "weighted_sum", "models": {"a": "demo:photo", "b": "demo:anime"}}
+    alpha = {"mbw": "GRAD_V", "elemental": "OUT04::0.5"}
+    assert resolved({**recipe, "alpha": alpha}, models, cache)
+    with pytest.raises(RecipeError, match="is read by the names of a single file"):
+        resolved({**recipe, "alpha": {**alpha, "elemental": "OUT04:attn:0.5"}}, models, cache)
 
 
 def test_an_unusual_strength_is_a_warning(models: Path) -> None:

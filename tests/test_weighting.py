@@ -14,10 +14,12 @@ from runner.architectures import ARCHITECTURES, Architecture, Place, place
 from runner.architectures.base import numbered
 from runner.errors import Problems, RecipeError
 from runner.methods import Parameter, Range
+from runner.rules import Names
 from runner.weighting import Weighting, parse_weighting
 from tests.build import here
 
 SD1 = ARCHITECTURES["sd1"]
+_LISTED = st.floats(0, 1)
 ALPHA = Parameter("alpha", 0.5, Range(0, 1, "ask"))
 
 TIME = "unet/time_embedding.linear_1.weight"
@@ -42,16 +44,8 @@ def parse(
     places: dict[str, Place] = PLACES,
 ) -> tuple[Weighting, Problems]:
     problems = Problems(here)
-    weighting = parse_weighting(
-        parameter,
-        value,
-        ("alpha",),
-        extrapolate,
-        frozenset(at.component for at in places.values()),
-        architecture,
-        frozenset(block for at in places.values() for block in at.blocks),
-        problems,
-    )
+    names = Names(places, architecture)
+    weighting = parse_weighting(parameter, value, ("alpha",), extrapolate, names, problems)
     return weighting, problems
 
 
@@ -90,9 +84,9 @@ def test_what_the_recipe_does_not_say_the_method_does(value: Any) -> None:
     assert set(values(value).values()) == {0.5}
 
 
-@pytest.mark.parametrize(("value", "path"), [(None, "alpha"), ({"unet": 0.2}, "alpha.default")])
-def test_a_parameter_without_default_must_be_given(value: Any, path: str) -> None:
-    assert mistakes(value, Parameter("alpha", None, None)) == [f"{path}: alpha must be given"]
+def test_a_parameter_without_default_must_be_given() -> None:
+    assert mistakes(None, Parameter("alpha", None, None)) == ["alpha: alpha must be given"]
+    assert parse({"unet": 0.2}, Parameter("alpha", None, None))[0].open == TEXT
 
 
 # ---- Which value wins.
@@ -110,8 +104,8 @@ LADDERS: dict[str, list[dict[str, Any]]] = {
     ],
     ATTN2: [{"default": 0.1}, {"unet": 0.2}, {"IN00-OUT11": 0.3}, {"IN01": 0.4}, {"*.attn2.*": 0.5}],
     HEAD: [{"default": 0.1}, {"unet": 0.2}, {"OUT11": 0.4}, {"HEAD": 0.5}, {HEAD: 0.6}],
-    TEXT: [{"default": 0.1}, {"text_encoder": 0.2}, {"BASE": 0.4}, {"CLIP": 0.5}, {"*norm*": 0.6}],
-    DECODER: [{"default": 0.1}, {"vae": 0.2}, {"BASE": 0.4}, {"VAE": 0.5}, {"vae/*": 0.6}],
+    TEXT: [{"default": 0.1}, {"BASE": 0.2}, {"text_encoder": 0.4}, {"CLIP": 0.5}, {"*norm*": 0.6}],
+    DECODER: [{"default": 0.1}, {"BASE": 0.2}, {"vae": 0.4}, {"VAE": 0.5}, {"vae/*": 0.6}, {DECODER: 0.7}],
 }
 
 
@@ -145,9 +139,9 @@ def test_the_default_of_a_component_is_the_component() -> None:
         ({"IN00": 0.2, "unet": {"default": 0.3}}, 0.2),
         # A range under the component is a block under the component.
         ({"IN00": 0.2, "unet": {"IN00-IN01": 0.3}}, 0.3),
-        # Of two that are equal in all this, the first.
-        ({"*time*": 0.2, "*.weight": 0.3}, 0.2),
-        ({"IN00-IN01": 0.2, "BASE-IN00": 0.3}, 0.2),
+        # Of two that are equal in all this, either, if they agree.
+        ({"*time*": 0.2, "*.weight": 0.2}, 0.2),
+        ({"IN00-IN01": 0.2, "BASE-IN00": 0.2}, 0.2),
     ],
 )
 def test_between_the_rungs(tree: dict[str, Any], expected: float) -> None:
@@ -204,6 +198,103 @@ def test_a_model_of_unknown_architecture_has_numbered_modules_as_blocks() -> Non
     assert line == "alpha.IN04: unknown component, block or key pattern (components: decoder, prior)"
 
 
+# ---- A list over depth.
+
+
+def test_a_list_runs_over_the_blocks_of_the_main_component() -> None:
+    found = values({"unet": [0, 0.5, 1], "default": 0.0625})
+    assert found == {
+        **dict.fromkeys((TIME, CONV_IN), 0),
+        ATTN2: pytest.approx(1 / 24),
+        DEEP: pytest.approx(4 / 24),
+        MIDDLE: 0.5,
+        **dict.fromkeys((LAST, HEAD), 1),
+        **dict.fromkeys((TEXT, DECODER), 0.0625),
+    }
+    bare = {key: value for key, value in found.items() if key.startswith("unet/")}
+    assert values([0, 0.5, 1], places={key: PLACES[key] for key in bare}) == bare
+
+
+def test_a_list_alone_says_nothing_of_the_other_components() -> None:
+    weighting, _ = parse([0, 1])
+    assert weighting.open == TEXT
+    assert parse({"unet": [0, 1]})[0].open == TEXT
+    assert parse({"unet": [0, 1], "BASE": 0})[0].open is None
+
+
+def test_what_the_recipe_names_beats_a_list() -> None:
+    tree = {"unet": [0, 1], "IN00-IN04": 0.25, "TIME": 0.75, "*.attn2.*": 0.875, "default": 0}
+    found = values(tree)
+    assert [found[key] for key in (CONV_IN, DEEP, TIME, ATTN2, LAST)] == [0.25, 0.25, 0.75, 0.875, 0.875]
+    assert found[HEAD] == 1
+
+
+@given(numbers=st.lists(_LISTED, min_size=2, max_size=40))
+def test_a_list_starts_at_its_first_number_ends_at_its_last_and_stays_between(numbers: list[float]) -> None:
+    found = values({"unet": numbers, "default": 0})
+    assert (found[CONV_IN], found[HEAD]) == (numbers[0], numbers[-1])
+    assert all(min(numbers) <= found[key] <= max(numbers) for key in found if key.startswith("unet/"))
+
+
+def test_numbered_modules_are_the_depth_of_an_unknown_architecture() -> None:
+    keys = [f"prior/layers.{number}.weight" for number in (0, 2, 10, 9, 1)]
+    places = {key: place(None, "diffusers", key) for key in (*keys, "prior/out.bias")}
+    expected = dict(zip(keys, (0, 0.5, 1, 0.75, 0.25), strict=True))
+    assert values(
+        {"prior": [0, 1], "default": 2}, Parameter("scale", 1.0, None), architecture=None, places=places
+    ) == {
+        **expected,
+        "prior/out.bias": 2,
+    }
+    numbered = {key: places[key] for key in keys}
+    assert values([0, 1], architecture=None, places=numbered) == expected
+    two = {**numbered, "decoder/layers.0.weight": place(None, "diffusers", "decoder/layers.0.weight")}
+    (line,) = mistakes([0, 1], architecture=None, places=two)
+    assert line == "alpha: a list runs over the blocks of one component: name it (decoder, prior)"
+
+
+@pytest.mark.parametrize(
+    ("tree", "expected"),
+    [
+        ([], "alpha: a list runs from its first number to its last; found []"),
+        ([0, "x"], 'alpha.1: expected a number, found "x"'),
+        ({"unet": [0, 2]}, "alpha.unet.1: expected 0 to 1, found 2; say extrapolate: true to go outside"),
+        ({"vae": [0, 1]}, "alpha.vae: a list runs over blocks, and only unet has any"),
+        ({"IN00": [0, 1]}, "alpha.IN00: expected a number, found [0, 1]"),
+        ({"default": [0, 1]}, "alpha.default: expected a number, found [0, 1]"),
+    ],
+)
+def test_a_list_in_the_wrong_place_or_with_wrong_numbers_is_told(tree: Any, expected: str) -> None:
+    assert mistakes(tree) == [expected]
+
+
+# ---- Contradictions.
+
+
+@pytest.mark.parametrize(
+    ("tree", "first", "second", "key"),
+    [
+        ({"*time*": 0.2, "*.weight": 0.3}, "*time*", "*.weight", TIME),
+        ({"IN00-IN01": 0.2, "BASE-IN00": 0.3}, "IN00-IN01", "BASE-IN00", TIME),
+        ({"unet": {"IN04-M00": 0.2, "IN03-IN11": 0.3, "default": 0}}, "IN04-M00", "IN03-IN11", DEEP),
+        ({"IN4": 0.2, "IN04": 0.3}, "IN4", "IN04", DEEP),
+    ],
+)
+def test_selectors_that_are_equally_specific_must_agree(
+    tree: dict[str, Any], first: str, second: str, key: str
+) -> None:
+    (line,) = mistakes(tree)
+    under = "unet." if "unet" in tree else ""
+    doubt = f'alpha.{under}{second}: 0.3 or 0.2 for "{key}"?'
+    assert line == f'{doubt} "{first}" selects it too and is as specific; make one narrower'
+    agreeing = dict.fromkeys((first, second), 0.2)
+    assert values({"unet": agreeing} if under else agreeing)[key] == 0.2
+
+
+def test_a_whole_key_is_narrower_than_any_pattern() -> None:
+    assert values({HEAD: 0.2, "*.bias": 0.3, "unet": {"*": 0.4}})[HEAD] == 0.2
+
+
 # ---- Ranges.
 
 
@@ -251,7 +342,7 @@ def test_without_a_range_every_finite_number_is_good() -> None:
 MISTAKES: list[tuple[Any, str]] = [
     (True, "alpha: expected a number, found true"),
     ("0.5", 'alpha: expected a number, found "0.5"'),
-    ([0.5], "alpha: expected a number, found [0.5]"),
+    ([0.5], "alpha: a list runs from its first number to its last; found [0.5]"),
     ({"default": "x"}, 'alpha.default: expected a number, found "x"'),
     ({"default": {"IN00": 0.1}}, 'alpha.default: expected a number, found {"IN00": 0.1}'),
     ({"IN00": False}, "alpha.IN00: expected a number, found false"),
@@ -329,23 +420,36 @@ PATTERNS: dict[str, Callable[[str], bool]] = {
 }
 
 
-def reference(tree: dict[str, Any], key: str, at: Place) -> float:
-    """The value at a key: looks for each kind of name in turn, under the component and then outside."""
+def reference(tree: dict[str, Any], key: str, at: Place) -> set[float]:
+    """The values at a key that nothing beats: for each kind of name, under the component and then outside."""
     own = tree.get(at.component, {})
     scopes = [own if isinstance(own, dict) else {"default": own}, tree]
-    for scope in scopes:
-        for name, value in scope.items():
-            if name in PATTERNS and PATTERNS[name](key):
-                return value
-    for block in at.blocks:
+    for exact in (True, False):
         for scope in scopes:
-            named = [name for name in scope if block in NAMES.get(name, ())]
-            if named:
-                return scope[min(named, key=lambda name: len(NAMES[name]))]
-    for scope in scopes:
-        if "default" in scope:
-            return scope["default"]
-    return 0.5
+            found = {scope[name] for name in scope if name in PATTERNS and PATTERNS[name](key)}
+            if exact:
+                found &= {scope[key]} if key in scope else set()
+            if found:
+                return found
+    for block in (*at.blocks, "the component"):
+        if block == "the component" and "default" in scopes[0]:
+            return {scopes[0]["default"]}
+        if block == "BASE":
+            continue
+        for scope in scopes:
+            if found := named(scope, block):
+                return found
+    for scope in scopes if "BASE" in at.blocks else ():
+        if found := named(scope, "BASE"):
+            return found
+    return {tree.get("default", 0.5)}
+
+
+def named(scope: dict[str, Any], block: str) -> set[float]:
+    """The values that the narrowest names of a block have."""
+    names = [name for name in scope if block in NAMES.get(name, ())]
+    fewest = min((len(NAMES[name]) for name in names), default=0)
+    return {scope[name] for name in names if len(NAMES[name]) == fewest}
 
 
 _NUMBERS = st.floats(0, 1)
@@ -359,4 +463,11 @@ _TREES = st.tuples(_INSIDE, _COMPONENTS, st.booleans()).map(
 
 @given(tree=_TREES)
 def test_the_value_is_that_of_a_straightforward_reading(tree: dict[str, Any]) -> None:
-    assert values(tree) == {key: reference(tree, key, at) for key, at in PLACES.items()}
+    expected = {key: reference(tree, key, at) for key, at in PLACES.items()}
+    if all(len(found) == 1 for found in expected.values()):
+        assert {key: {value} for key, value in values(tree).items()} == expected
+    else:
+        contradictions = [line for line in mistakes(tree) if "is as specific" in line]
+        assert contradictions == mistakes(tree) != []
+        doubtful = {key for key, found in expected.items() if len(found) > 1}
+        assert all(any(f'"{key}"' in line for key in doubtful) for line in contradictions)

@@ -96,22 +96,25 @@ def expand_block(architecture: Architecture, text: str) -> tuple[str, ...] | Non
 
     Args:
         architecture: whose names are meant.
-        text: a block (IN04), a fine name (TIME), an alias (MID, M, IN4), or a range (IN00-IN05).
+        text: a block (IN04), a fine name (TIME), a part (IN411), an alias (MID, M, IN4), or a range of
+            blocks (IN00-IN05) or of parts (IN410-IN511) in order of depth.
     """
     first, dash, last = text.partition("-")
     begin = _block(architecture, first)
     if not dash or begin is None:
         return (begin,) if begin and not dash else None
     end = _block(architecture, last)
-    order = architecture.blocks
-    if end is None or begin not in order or end not in order or order.index(begin) > order.index(end):
-        return None
-    return order[order.index(begin) : order.index(end) + 1]
+    for order in (architecture.blocks, architecture.parts):
+        if begin in order and end in order and order.index(begin) <= order.index(end):
+            return tuple(filter(None, order[order.index(begin) : order.index(end) + 1]))
+    return None
 
 
 def _block(architecture: Architecture, name: str) -> str | None:
     if name in ("M", "MID"):
         name = "M00"
+    elif name == "OUT9" and architecture.parts:
+        name = "HEAD"  # the part behind the last block
     elif re.fullmatch(r"(IN|OUT|D|S|J)\d", name):
         name = f"{name[:-1]}0{name[-1]}"
     return name if name in architecture.blocks or name in architecture.fine else None

@@ -44,6 +44,8 @@ class Architecture:
         outside: fine names of the components beside the main one, component → name.
         rules: by layout, patterns for the keys inside the main component, and the blocks of a match.
         recognise: by layout, whether a model's tensors are of this architecture.
+        parts: the finest division that lists of block weights have numbers for, in their order: names in
+            `blocks` and `fine`; "" for a number that no tensor takes.
     """
 
     name: str
@@ -59,6 +61,13 @@ class Architecture:
     outside: Mapping[str, str]
     rules: Mapping[str, tuple[BlockRule, ...]]
     recognise: Mapping[str, Callable[[Mapping[str, TensorSpec]], bool]]
+    parts: tuple[str, ...] = ()
+
+    @property
+    def depth(self) -> tuple[str, ...]:
+        """The blocks of the main component, in order."""
+        beside = {"BASE", *self.outside.values()}
+        return tuple(block for block in self.blocks if block not in beside)
 
 
 def numbered(name: str, start: int, end: int) -> tuple[str, ...]:

@@ -5,12 +5,17 @@ resolution level i and layer j: down_blocks.i.*.j is IN(3i+j+1), its downsampler
 up_blocks.i.*.j is OUT(3i+j), its upsampler OUT(3i+2).
 Source: CompVis/stable-diffusion, Stability-AI/generative-models (openaimodel.py); diffusers,
 unet_2d_condition.py. Block names: sd-webui-supermerger.
+
+SDXL's blocks are deep, so their modules have names too: half, block, module in it (0 the residual layer,
+1 the attention), and layer of the attention: middle_block.1.transformer_blocks.3 is MID103. MID10 is
+the attention without its layers. Two of these names are those of blocks: the modules of the first
+decoder block, OUT00 and OUT01, are OUT00_0 and OUT00_1 here.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from runner.architectures.base import Architecture, BlockRule, numbered
@@ -35,18 +40,45 @@ _SDXL_PREFIXES = {
 
 
 _FIRST = {"checkpoint": "input_blocks.0.0.weight", "diffusers": "conv_in.weight"}
+_MODULES = {"resnet": 0, "attention": 1}
+# Modules whose names are those of whole blocks, and what they are called here.
+MODULE_NAMES = {"OUT00": "OUT00_0", "OUT01": "OUT00_1"}
 # Beside the 4 channels of the image: 4 of the masked image and the mask, 4 of an image, 1 of depth.
 _VARIANTS = {9: "inpainting", 8: "pix2pix", 5: "depth"}
 
 
-def _rules(last: int) -> dict[str, tuple[BlockRule, ...]]:
+_LAYER = r"(?:transformer_blocks\.(\d+)\.)?"
+
+
+def _rules(last: int, parts: Sequence[str] = ()) -> dict[str, tuple[BlockRule, ...]]:
     """The blocks of each key; the last decoder block also has the head, the first one the embeddings."""
     head = ("HEAD", f"OUT{last:02d}")
+    known = frozenset(parts)
+
+    def encoder(block: int, module: int, layer: str | None) -> tuple[str, ...]:
+        return named(f"IN{block}{module}{layer or ''}", f"IN{block:02d}")
+
+    def decoder(block: int, module: int, layer: str | None) -> tuple[str, ...]:
+        name = f"OUT{block}{module}{layer or ''}"
+        return named(MODULE_NAMES.get(name, name), f"OUT{block:02d}")
+
+    def middle(module: int, layer: str | None) -> tuple[str, ...]:
+        return named(f"MID{module}0" if layer is None else f"MID{module}0{layer}", "M00")
+
+    def named(module: str, block: str) -> tuple[str, ...]:
+        return (module, block) if module in known and module != block else (block,)
+
     return {
         "checkpoint": (
-            (r"input_blocks\.(\d+)\.", lambda match: (f"IN{int(match[1]):02d}",)),
-            (r"middle_block\.", lambda match: ("M00",)),
-            (r"output_blocks\.(\d+)\.", lambda match: (f"OUT{int(match[1]):02d}",)),
+            (
+                rf"input_blocks\.(\d+)\.(\d+)\.{_LAYER}",
+                lambda match: encoder(int(match[1]), int(match[2]), match[3]),
+            ),
+            (rf"middle_block\.(\d+)\.{_LAYER}", lambda match: middle(int(match[1]), match[2])),
+            (
+                rf"output_blocks\.(\d+)\.(\d+)\.{_LAYER}",
+                lambda match: decoder(int(match[1]), int(match[2]), match[3]),
+            ),
             (r"time_embed\.", lambda match: ("TIME", "IN00")),
             (r"label_emb\.", lambda match: ("LABEL", "IN00")),
             (r"out\.", lambda match: head),
@@ -54,16 +86,20 @@ def _rules(last: int) -> dict[str, tuple[BlockRule, ...]]:
         "diffusers": (
             (r"conv_in\.", lambda match: ("IN00",)),
             (
-                r"down_blocks\.(\d+)\.(?:resnets|attentions)\.(\d+)\.",
-                lambda match: (f"IN{3 * int(match[1]) + int(match[2]) + 1:02d}",),
+                rf"down_blocks\.(\d+)\.(resnet|attention)s\.(\d+)\.{_LAYER}",
+                lambda match: encoder(3 * int(match[1]) + int(match[3]) + 1, _MODULES[match[2]], match[4]),
             ),
-            (r"down_blocks\.(\d+)\.downsamplers\.", lambda match: (f"IN{3 * int(match[1]) + 3:02d}",)),
-            (r"mid_block\.", lambda match: ("M00",)),
+            (r"down_blocks\.(\d+)\.downsamplers\.", lambda match: encoder(3 * int(match[1]) + 3, 0, None)),
             (
-                r"up_blocks\.(\d+)\.(?:resnets|attentions)\.(\d+)\.",
-                lambda match: (f"OUT{3 * int(match[1]) + int(match[2]):02d}",),
+                rf"mid_block\.(resnet|attention)s\.(\d+)\.{_LAYER}",
+                lambda match: middle(2 * int(match[2]) + _MODULES[match[1]], match[3]),
             ),
-            (r"up_blocks\.(\d+)\.upsamplers\.", lambda match: (f"OUT{3 * int(match[1]) + 2:02d}",)),
+            (
+                rf"up_blocks\.(\d+)\.(resnet|attention)s\.(\d+)\.{_LAYER}",
+                lambda match: decoder(3 * int(match[1]) + int(match[3]), _MODULES[match[2]], match[4]),
+            ),
+            # Where modules have names, every level with an upsampler has attention before it.
+            (r"up_blocks\.(\d+)\.upsamplers\.", lambda match: decoder(3 * int(match[1]) + 2, 2, None)),
             (r"time_embedding\.", lambda match: ("TIME", "IN00")),
             (r"(?:add_embedding|class_embedding)\.", lambda match: ("LABEL", "IN00")),
             (r"conv_(?:norm_)?out\.", lambda match: head),
@@ -200,6 +236,29 @@ SD2 = Architecture(
     ),
 )
 
+# The 110 of supermerger, in its order; the third one, IN0, is never looked up there.
+_SDXL_PARTS = (
+    *("CLIPL", "CLIPG", ""),
+    *("IN00", "IN10", "IN20", "IN30", "IN40", "IN41", "IN410", "IN411", "IN50", "IN51", "IN510", "IN511"),
+    *(
+        "IN60",
+        "IN70",
+        "IN71",
+        *(f"IN71{n}" for n in range(10)),
+        "IN80",
+        "IN81",
+        *(f"IN81{n}" for n in range(10)),
+    ),
+    *("MID00", "MID10", *(f"MID10{n}" for n in range(10)), "MID20"),
+    *("OUT00_0", "OUT00_1", *(f"OUT01{n}" for n in range(10))),
+    *("OUT10", "OUT11", *(f"OUT11{n}" for n in range(10))),
+    *("OUT20", "OUT21", *(f"OUT21{n}" for n in range(10)), "OUT22"),
+    *("OUT30", "OUT31", "OUT310", "OUT311", "OUT40", "OUT41", "OUT410", "OUT411"),
+    *("OUT50", "OUT51", "OUT510", "OUT511", "OUT52", "OUT60", "OUT70", "OUT80", "HEAD"),
+    *("TIME", "LABEL", "VAE"),
+)
+_SDXL_FINE = ("TIME", "LABEL", "HEAD", "CLIPL", "CLIPG", "VAE")
+
 SDXL = Architecture(
     name="sdxl",
     title="Stable Diffusion XL",
@@ -209,10 +268,11 @@ SDXL = Architecture(
     first=_FIRST,
     variants=_VARIANTS,
     blocks=_THREE_LEVELS,
-    fine=("TIME", "LABEL", "HEAD", "CLIPL", "CLIPG", "VAE"),
+    fine=(*_SDXL_FINE, *(part for part in _SDXL_PARTS if part not in ("", *_SDXL_FINE, *_THREE_LEVELS))),
+    parts=_SDXL_PARTS,
     prefixes=_SDXL_PREFIXES,
     outside={"text_encoder": "CLIPL", "text_encoder_2": "CLIPG", "vae": "VAE"},
-    rules=_rules(last=8),
+    rules=_rules(last=8, parts=_SDXL_PARTS),
     recognise=_is(_Traits(3, (1, 2), projection=2, text_width=2048, sized=True)),
 )
 
