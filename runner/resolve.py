@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.architectures import Architecture, Place, detect, place, variant
+from runner.architectures.layouts import canonical, single_file_name
 from runner.checkpoint import Checkpoint
 from runner.demo import demo_model
 from runner.errors import IncompatibleError, InputError, KeyPath, Location, Problems, nearest, quote
@@ -284,11 +285,19 @@ def _primary_source(merge: Merge) -> Source:
 
 
 def _names(primary: Model, models: tuple[Model, ...]) -> Names:
-    """What a recipe can name. Only keys of single files have their names in a single file by themselves."""
-    places = _places(primary, models)
+    """What a recipe can name: keys of known architectures by their names in either layout."""
+    places, architecture = _places(primary, models), primary.architecture
     if primary.checkpoint.format == "checkpoint":
-        return Names(places, primary.architecture)
-    return Names(places, primary.architecture, single_file_name=lambda key: None)
+        if architecture is None:
+            return Names(places, None)
+        return Names(places, architecture, other_names=lambda key: canonical(architecture, "checkpoint", key))
+    if architecture is None:
+        return Names(places, None, single_file_name=lambda key: None)
+
+    def in_a_single_file(key: str) -> str | None:
+        return single_file_name(architecture, key)
+
+    return Names(places, architecture, in_a_single_file, lambda key: [in_a_single_file(key) or key])
 
 
 def _bind(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -26,11 +26,13 @@ class Names:
         places: where each key of any of the models stands.
         architecture: of the primary; None if unknown.
         single_file_name: what a single file calls a key of theirs; None if that is not known.
+        other_names: what the other layout calls the tensors that a key of theirs holds.
     """
 
     places: Mapping[str, Place]
     architecture: Architecture | None
     single_file_name: Callable[[str], str | None] = lambda key: key
+    other_names: Callable[[str], Collection[str]] = lambda key: ()
 
     @functools.cached_property
     def components(self) -> frozenset[str]:

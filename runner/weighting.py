@@ -148,9 +148,15 @@ class _Parser:
         self.problems.add(path, f"unknown component, block or key pattern{hint}")
 
     def matching(self, pattern: str, component: str | None) -> frozenset[str]:
+        """The keys a pattern selects, by their own name or by those in the other layout."""
         matches = re.compile(fnmatch.translate(pattern)).match
+
+        def selects(key: str) -> bool:
+            others = () if matches(key) else self.names.other_names(key)
+            return all(map(matches, others)) if others else bool(matches(key))
+
         places = self.names.places.items()
-        return frozenset(key for key, at in places if component in (None, at.component) and matches(key))
+        return frozenset(key for key, at in places if component in (None, at.component) and selects(key))
 
     def blocks_named(self, name: str) -> tuple[str, ...]:
         architecture = self.names.architecture

@@ -218,12 +218,19 @@ def test_a_list_is_no_number_for_each_model(models: Path) -> None:
     assert "weight: a list runs over blocks; for a number for each model write {MODEL: NUMBER" in line
 
 
-def test_entries_by_single_file_names_are_for_single_files(models: Path, cache: Path) -> None:
+def test_folders_are_selected_by_the_names_of_single_files_too(models: Path, cache: Path) -> None:
     recipe = {"method": "weighted_sum", "models": {"a": "demo:photo", "b": "demo:anime"}}
-    alpha = {"mbw": "GRAD_V", "elemental": "OUT04::0.5"}
-    assert resolved({**recipe, "alpha": alpha}, models, cache)
-    with pytest.raises(RecipeError, match="is read by the names of a single file"):
-        resolved({**recipe, "alpha": {**alpha, "elemental": "OUT04:attn:0.5"}}, models, cache)
+    alpha = {"mbw": "FLAT_25", "elemental": "OUT05:in_layers:0.5", "*.input_blocks.4.1.*.to_k.*": 0.75}
+    found = resolved({**recipe, "alpha": alpha}, models, cache)
+    weighting = found.merge.weightings["alpha"]
+    assert isinstance(weighting, Weighting)
+    expected = {
+        "unet/up_blocks.1.resnets.2.norm1.weight": 0.5,
+        "unet/up_blocks.1.resnets.2.norm2.weight": 0.25,
+        "unet/down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight": 0.75,
+        "unet/down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q.weight": 0.25,
+    }
+    assert {key: weighting.at(key, found.places[key]) for key in expected} == expected
 
 
 def test_an_unusual_strength_is_a_warning(models: Path) -> None:
