@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from runner.errors import counted, escape
@@ -11,7 +11,7 @@ from runner.formats import FORMATS
 from runner.place import Placement
 from runner.plan import BUFFER, COPIED, KEPT, MERGED, Job, Plan, Value
 from runner.record import RunRecord, roles_of
-from runner.resolve import Model
+from runner.resolve import BoundMerge, Model
 
 _FATES = (MERGED, COPIED, KEPT, BUFFER)
 
@@ -135,8 +135,18 @@ def _keys(plan: Plan) -> list[str]:
     return table(rows, right=range(1, len(fates) + 1))
 
 
-def _values(job: Job) -> dict[str, Value]:
-    """The parameters of a job's steps, by name; of nested merges with the number of the step."""
+def _values(job: Job, merge: BoundMerge) -> dict[str, Value]:
+    """The parameters of a job's steps, by name; of nested merges with the number of the step.
+
+    Where they make the result one of the models, nothing is computed; they are shown all the same.
+    """
+    if job.fate == COPIED:
+        return {
+            name: tuple(one.at(job.key, job.place) for one in weighting)
+            if isinstance(weighting, tuple)
+            else weighting.at(job.key, job.place)
+            for name, weighting in merge.weightings.items()
+        }
     last = len(job.steps) - 1
     return {
         name if at == last else f"step {at + 1} {name}": value
@@ -146,21 +156,54 @@ def _values(job: Job) -> dict[str, Value]:
 
 
 def _parameters(plan: Plan) -> list[str]:
-    """For each component the values its parameters take, as they were resolved."""
-    values: dict[str, dict[str, Counter[str]]] = {}
-    names: dict[str, None] = {}
-    for job in plan.jobs:
-        for name, value in _values(job).items():
-            names[name] = None
-            text = shown(value)
-            values.setdefault(job.place.component, {}).setdefault(name, Counter())[text] += 1
+    """The values the parameters take: by component, or by block where they differ inside it."""
+    values = {job.key: _values(job, plan.resolved.merge) for job in plan.jobs}
+    names = list(dict.fromkeys(name for job in plan.jobs if job.steps for name in values[job.key]))
     if not names:
         return []
-    rows = [["component", *names]]
+    rows = [["where", *names]]
     for component in sorted({job.place.component for job in plan.jobs}):
-        found = values.get(component, {})
-        rows.append([component, *(_spread(found.get(name)) for name in names)])
+        jobs = [job for job in plan.jobs if job.place.component == component]
+        if _agree(jobs, values):
+            rows.append([component, *_spread(jobs, names, values)])
+            continue
+        runs: list[tuple[str, str, list[str]]] = []  # first block, last block, values
+        for block, part in _by_block(jobs, values, plan):
+            cells = _spread(part, names, values)
+            if block and runs and runs[-1][0] and runs[-1][2] == cells:
+                runs[-1] = (runs[-1][0], block, cells)
+            else:
+                runs.append((block, block, cells))
+        for first, last, cells in runs:
+            blocks = first if first == last else f"{first}-{last}"
+            rows.append([f"{component} {blocks}".rstrip(), *cells])
     return table(rows)
+
+
+def _agree(jobs: Iterable[Job], values: Mapping[str, Mapping[str, Value]]) -> bool:
+    """Whether some jobs have the same parameters."""
+    return len({tuple(values[job.key].items()) for job in jobs}) == 1
+
+
+def _by_block(
+    jobs: Sequence[Job], values: Mapping[str, Mapping[str, Value]], plan: Plan
+) -> Iterator[tuple[str, list[Job]]]:
+    """The jobs of each block in order of depth; of its parts, if the values differ between them only."""
+    architecture = plan.resolved.primary.architecture
+    names = (*architecture.blocks, *architecture.fine) if architecture else ()
+    order = {name: at for at, name in enumerate(names)}
+    for block, whole in _divided(jobs, -1, order).items():
+        parts = _divided(whole, 0, order)
+        clear = all(_agree(part, values) for part in parts.values())
+        yield from parts.items() if clear and not _agree(whole, values) else [(block, whole)]
+
+
+def _divided(jobs: Iterable[Job], name: int, order: Mapping[str, int]) -> dict[str, list[Job]]:
+    """The jobs by one of the names of their blocks: 0 the most specific, -1 the block itself."""
+    found: dict[str, list[Job]] = {}
+    for job in jobs:
+        found.setdefault(job.place.blocks[name] if job.place.blocks else "", []).append(job)
+    return {key: found[key] for key in sorted(found, key=lambda key: order.get(key, len(order)))}
 
 
 def shown(value: Value) -> str:
@@ -172,11 +215,14 @@ def shown(value: Value) -> str:
     return value if isinstance(value, str) else f"{value:g}"
 
 
-def _spread(counts: Counter[str] | None) -> str:
-    if not counts:
-        return "–"
-    shown = [f"{text} ({count})" if len(counts) > 1 else text for text, count in counts.most_common(4)]
-    return ", ".join(shown) + (", ..." if len(counts) > 4 else "")
+def _spread(jobs: list[Job], names: list[str], values: Mapping[str, Mapping[str, Value]]) -> list[str]:
+    """For each parameter the values it takes, the most frequent first."""
+    cells = []
+    for name in names:
+        counts = Counter(shown(values[job.key][name]) for job in jobs if name in values[job.key])
+        found = [f"{text} ({count})" if len(counts) > 1 else text for text, count in counts.most_common(4)]
+        cells.append((", ".join(found) or "–") + (", ..." if len(counts) > 4 else ""))
+    return cells
 
 
 def _work(plan: Plan, placement: Placement, free: int) -> list[str]:
@@ -196,7 +242,8 @@ def _work(plan: Plan, placement: Placement, free: int) -> list[str]:
 def _every_key(plan: Plan) -> list[str]:
     rows = [["key", "fate", "blocks", "written as", "parameters"]]
     for job in plan.jobs:
-        parameters = ", ".join(f"{name}={shown(value)}" for name, value in _values(job).items())
+        values = _values(job, plan.resolved.merge)
+        parameters = ", ".join(f"{name}={shown(value)}" for name, value in values.items())
         rows.append([escape(job.key), job.fate, " ".join(job.place.blocks), str(job.spec), parameters])
     lines = table(rows)
     for reason, keys in plan.dropped.items():
