@@ -1,0 +1,129 @@
+"""All methods as text: the list that job=methods prints, and the table of docs/methods.md."""
+
+from __future__ import annotations
+
+import inspect
+
+from runner.errors import UsageError, nearest
+from runner.methods import METHODS, Method, Parameter, Range
+
+_OUTSIDE = {"error": "", "ask": "; outside with extrapolate: true", "warn": "; a warning outside"}
+
+
+def standard() -> list[Method]:
+    """The methods of our own meaning, by name."""
+    return [METHODS[name, tool] for name, tool in sorted(METHODS, key=str) if tool is None]
+
+
+def compatible() -> dict[str, list[Method]]:
+    """Those that repeat what a tool computed, by tool."""
+    tools = sorted({tool for _, tool in METHODS if tool})
+    return {
+        tool: [entry for (_, of), entry in sorted(METHODS.items(), key=str) if of == tool] for tool in tools
+    }
+
+
+def models_of(method: Method) -> str:
+    """The roles of its models: "a, b", "base, any", "any (base)"."""
+    roles = [*method.roles, *([] if method.variadic is None else ["any"])]
+    return ", ".join(roles) + (f" ({method.optional})" if method.optional else "")
+
+
+def parameters_of(method: Method) -> str:
+    """Its parameters with their defaults: "alpha 0.5, per tensor|row|column"."""
+    return ", ".join(map(_short, method.parameters.values()))
+
+
+def _short(parameter: Parameter) -> str:
+    if parameter.choices:
+        first = [one for one in parameter.choices if one == parameter.default]
+        words = [*first, *(one for one in parameter.choices if one not in first)]
+        return f"{parameter.name} {'|'.join(map(_word, words))}"
+    return f"{parameter.name} {_word(parameter.default)}"
+
+
+def _word(value: object) -> str:
+    if value is None:
+        return "(to be given)"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.3g}" if isinstance(value, (int, float)) else str(value)
+
+
+def determinism_of(method: Method) -> str:
+    """Its class of determinism; of one that depends on its parameters, that of its defaults."""
+    if not callable(method.determinism):
+        return method.determinism
+    count = max(2, method.variadic or 0)
+    defaults = {
+        name: (parameter.default,) * count if parameter.per_model else parameter.default
+        for name, parameter in method.parameters.items()
+    }
+    return f"{method.determinism(**defaults)} …"
+
+
+def overview() -> str:
+    """Every method in two lines: its models and parameters, and what it computes."""
+    lines = ["method(models) and parameters with their defaults; of words the first is the default", ""]
+    for method in standard():
+        parameters = parameters_of(method)
+        lines.append(f"{method.name}({models_of(method)})  {parameters}".rstrip())
+        lines.append(f"    {method.summary}")
+    for tool, methods in compatible().items():
+        lines += ["", f"compat: {tool}"]
+        lines += [f"    {method.name}({models_of(method)}): {method.differs}" for method in methods]
+    lines += ["", "One of them with all it takes: job=methods job.method=NAME; a guide: docs/methods.md"]
+    return "\n".join(lines) + "\n"
+
+
+def details(name: str) -> str:
+    """All there is to know of a method.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    entries = [entry for (own, _), entry in sorted(METHODS.items(), key=str) if own == name]
+    if not entries:
+        known = sorted({own for own, _ in METHODS})
+        raise UsageError(
+            f"job.method={name}: there is no such method{nearest(name, known)}", hint="job=methods"
+        )
+    return "\n".join(map(_details, entries))
+
+
+def _details(method: Method) -> str:
+    compat = f", compat: {method.compat}" if method.compat else ""
+    lines = [f"{method.name}({models_of(method)}){compat}", ""]
+    lines += [f"  {line}".rstrip() for line in (inspect.getdoc(method.function) or "").splitlines()]
+    lines += ["", f"  determinism: {determinism_of(method)}"]
+    if method.differs:
+        lines.append(f"  differs: {method.differs}")
+    lines += [f"  {parameter.name}: {_range(parameter)}" for parameter in method.parameters.values()]
+    return "\n".join(lines) + "\n"
+
+
+def _range(parameter: Parameter) -> str:
+    """What a parameter may be: "0 to 1; outside with extrapolate: true; default 0.5"."""
+    each = "; one for all or one for each model" if parameter.per_model else ""
+    if parameter.choices:
+        may_be = ", ".join(map(_word, parameter.choices))
+    else:
+        limits = parameter.range
+        may_be = f"{limits}{_OUTSIDE[limits.outside]}" if isinstance(limits, Range) else "any number"
+    default = "must be given" if parameter.default is None else f"default {_word(parameter.default)}"
+    return f"{may_be}{each}; {default}"
+
+
+def markdown() -> str:
+    """The table of docs/methods.md."""
+    lines = ["| Method | Models | Parameters and defaults | Class | Result |", "|---|---|---|---|---|"]
+    for method in standard():
+        cells = [
+            f"`{method.name}`",
+            models_of(method),
+            parameters_of(method).replace("|", " \\| "),
+            determinism_of(method),
+            method.summary.replace("|", "\\|"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
