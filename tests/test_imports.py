@@ -29,6 +29,7 @@ LAYERS = (
     {"record"},
     {"describe"},
     {"progress"},
+    {"imports"},
     {"compose", "config"},
     {"run", "sweep"},
     {"__main__"},
