@@ -94,13 +94,8 @@ def import_text(text: str, label: str, present: Present = nothing_present) -> Im
         return import_metadata(parse_object(text.encode(), label), label, present)
     if supermerger.is_history(text):
         return supermerger.read_history(text, label)
-    tree = read_plain(text.encode(), label)
-    if mergekit.is_configuration(tree):
-        return mergekit.read(tree, label)
-    if "method" in tree and "models" in tree:
-        raise InputError(
-            f"{label}: a recipe of runner already", tag="IMPORT", hint=f"recipe=/path/to/{label}"
-        )
+    if mergekit.is_configuration(text):
+        return mergekit.read(read_plain(text.encode(), label), label)
     raise InputError(f"{label}: no recipe is recognised in it; {EXPECTED}", tag="IMPORT")
 
 

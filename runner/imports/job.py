@@ -35,7 +35,7 @@ def import_recipe(source: Path, output: Path | None, overwrite: bool, models_dir
         UsageError: the output is there already, or is no .yaml.
     """
     imported = import_file(source, lambda name: (models_dir / file_name(name)).exists())
-    text = recipe_text(imported, source.name)
+    text = recipe_text(imported, escape(source.name))
     name = (imported.tree.get("output") or {}).get("name") or title(source.stem) or "imported"
     target = output or Path(f"{name}.yaml")
     if target.suffix not in (".yaml", ".yml"):

@@ -40,9 +40,9 @@ class _Input:
     parameters: Mapping[str, Any]
 
 
-def is_configuration(tree: Mapping[str, Any]) -> bool:
-    """Whether a YAML mapping is a configuration of mergekit."""
-    return "merge_method" in tree
+def is_configuration(text: str) -> bool:
+    """Whether a text looks like a configuration of mergekit."""
+    return re.search(r"^merge_method[ \t]*:", text, re.MULTILINE) is not None
 
 
 def read(tree: Mapping[str, Any], label: str) -> Imported:
@@ -94,7 +94,7 @@ class _Reader:
         inputs = []
         for one in listed if isinstance(listed, list) else []:
             name = _name(one.get("model")) if isinstance(one, Mapping) else None
-            if name is None or (isinstance(one, Mapping) and "+" in name.rpartition("/")[2]):
+            if name is None or "+" in name:
                 self.notes.refused("models", f"{quote(one)}: expected a model without an adapter")
                 return None
             inputs.append(_Input(name, _mapping(one.get("parameters"))))

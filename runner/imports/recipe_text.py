@@ -31,7 +31,7 @@ def recipe_text(imported: Imported, label: str) -> str:
     head = [f"# Imported from {json.dumps(label, ensure_ascii=False)} ({imported.dialect})."]
     head += [f"# {note.kind}: {note.part}: {note.text}" for note in notes]
     text = "\n".join([*map(clip, head), "", *_lines(imported.tree, 0)]) + "\n"
-    file = read_text(text.encode(), label, "imported")
+    file = read_text(text.encode("utf-8", "surrogatepass"), label, "imported")
     if file.problems:
         raise InputError(f"{label}: {file.problems[0]}", tag="IMPORT")
     try:
