@@ -106,8 +106,12 @@ def test_any_file_is_a_recipe_or_an_error(content: bytes, tmp_path_factory: pyte
         "merge_method: linear\nmodels: [" + "{model: x}, " * 20_000 + "]",
         '"' * 300_000,
         ",".join(["Weight"] * 200_000),
+        'version 0.1.0\nmodel "a"\nmerge "n_average" ' + "&0 " * 300_000,
+        'version 0.1.0\nmodel "a"\nmerge ' + " " * 900_000 + "x=",
+        'version 0.1.0\nmodel "a"\nmodel "b"\nmerge "subtract" &0 &1\n'
+        + f'merge "n_average" {"&2 " * 60}\n' * 900,
     ],
-    ids=range(9),
+    ids=range(12),
 )
 def test_long_and_deep_texts_end_soon(text: str) -> None:
     check(lambda: import_text(text, "x"))
