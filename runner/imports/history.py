@@ -68,7 +68,9 @@ class History:
         entry = entry if isinstance(entry, Mapping) else {}
         name = entry.get("name")
         if not isinstance(name, str) or not name.strip():
-            self.notes.approximate(part, f"the name of {quote(digest[:10])} is not recorded; found by digest")
+            self.notes.approximate(
+                part, f"the name of {quote(digest[:10])} is not recorded; write the name of its file"
+            )
             name = f"{file_name(digest[:10])}.safetensors"
         if not SHA256.fullmatch(digest.lower()):
             self.notes.approximate(part, f"{quote(name)}: {quote(digest)} is no SHA-256; not compared")

@@ -47,7 +47,7 @@ def unknown_names(tree: Mapping[str, Any]) -> Iterator[Note]:
     method = find_method(name, compat)
     if method is None:
         there = any(known == name for known, _ in METHODS)
-        what = f'{name} with "compat: {compat}"' if there else name
+        what = f'{name} with "compat: {compat}" (without it: rounded as we do)' if there else name
         yield Note("refused", "method", f"{what} is not in this version of runner")
     else:
         for key in tree:

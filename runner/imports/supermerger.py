@@ -96,8 +96,8 @@ def _merge(record: Record, method: str, models: Tree, notes: Notes) -> Tree | No
         tree["compat"] = "supermerger"
     if method in ("cosine_a", "cosine_b"):
         tree["range"] = "global"
-    if method == "tensor_sum":
-        tree["axis"] = "auto" if str(record.get("calcmode")).strip().lower() == "tensor2" else 0
+    if str(record.get("calcmode")).strip().lower() == "tensor2":
+        tree["axis"] = "auto"
     tree |= POLICIES
     alpha = _weights(record, "alpha", notes)
     if alpha is None:

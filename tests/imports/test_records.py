@@ -243,6 +243,11 @@ def test_each_mode_and_calculation_of_supermerger_has_its_method(
     assert ("method" in refused) == (not known)
 
 
+def test_only_tensor2_chooses_the_dimension_that_is_cut() -> None:
+    assert "axis" not in imported(SUPERMERGER, calcmode="tensor").tree
+    assert imported(SUPERMERGER, calcmode="tensor2").tree["axis"] == "auto"
+
+
 def test_without_a_third_model_supermerger_takes_the_first() -> None:
     found = imported(SUPERMERGER, mode="Add difference", model_c="")
     assert found.tree["models"]["c"] == found.tree["models"]["a"]
