@@ -61,6 +61,7 @@ def run(arguments: Sequence[str]) -> int:
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup means it
             signal.signal(number, _interrupt)
     OmegaConf.register_new_resolver("runner.slug", slug, replace=True)
+    OmegaConf.register_new_resolver("runner.folder", folder_of, replace=True)
     OmegaConf.register_new_resolver("runner.id", lambda: secrets.token_hex(3), replace=True, use_cache=True)
     register()
     _warn_of_missing_folders()
@@ -106,6 +107,16 @@ def _job(
     config: DictConfig, choice: str | None, overrides: Sequence[str], folder: Path, swept: bool
 ) -> dict[str, Any]:
     settings = settings_of(config)
+    job = settings.job
+    if job.name == "import":
+        if job.source is None:
+            raise UsageError(
+                "source=FILE is missing", hint="python -m runner job=import source=MODEL.safetensors"
+            )
+
+        from runner.imports.job import import_recipe
+
+        return {"output": str(import_recipe(job.source, job.output, job.overwrite, settings.models_dir))}
     if choice is None:
         raise UsageError("recipe=NAME is missing", hint="python -m runner --help lists the recipes")
     recipe = recipe_of(config, choice, overrides)
@@ -223,6 +234,11 @@ def _warn_of_missing_folders() -> None:
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise Interrupted(number)
+
+
+def folder_of(job: str, recipe: str) -> str:
+    """The name of the folder for runs: the recipe's, or the job's if it has no recipe."""
+    return slug(recipe) if job in ("merge", "plan") else slug(job)
 
 
 def slug(text: str) -> str:

@@ -22,10 +22,21 @@ MAX_TILE_ELEMENTS = 1 << 26
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is done with the recipe: "merge" or "plan"; `keys` lists "all" keys or a "summary"."""
+    """What is done.
+
+    Attributes:
+        name: "merge" or "plan" by a recipe, "import" from a source.
+        keys: of a merge or plan: lists "all" keys or a "summary".
+        source: of an import: the file it reads.
+        output: of an import: the recipe it writes; None: a name of its own.
+        overwrite: of an import: whether it may replace a file.
+    """
 
     name: str
-    keys: str
+    keys: str = "summary"
+    source: Path | None = None
+    output: Path | None = None
+    overwrite: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +71,7 @@ def settings_of(config: DictConfig) -> Settings:
     job, placement = (_Node(tree.pop(name, None) or {}, f"{name}.") for name in ("job", "placement"))
     node = _Node(tree, "")
     settings = Settings(
-        job=Job(job.word("name", ("merge", "plan")), job.word("keys", ("summary", "all"))),
+        job=_job(job),
         placement=Devices(placement.devices("devices"), placement.sizes("max_memory")),
         models_dir=node.path("models_dir") or Path(),
         output_dir=node.path("output_dir"),
@@ -72,6 +83,7 @@ def settings_of(config: DictConfig) -> Settings:
         verify=node.flag("verify"),
         progress=node.word("progress", ("auto", "on", "off")),
     )
+    node.take("source")  # jobs that read one refer to it
     for part in (job, placement, node):
         part.raise_if_unknown()
     if settings.tile_elements % SUM_ELEMENTS:
@@ -79,6 +91,18 @@ def settings_of(config: DictConfig) -> Settings:
             f"tile_elements: expected a multiple of {SUM_ELEMENTS}, found {settings.tile_elements}"
         )
     return settings
+
+
+def _job(node: _Node) -> Job:
+    name = node.word("name", ("merge", "plan", "import"))
+    if name != "import":
+        return Job(name, keys=node.word("keys", ("summary", "all")))
+    return Job(
+        name,
+        source=node.path("source", "a file"),
+        output=node.path("output", "a file"),
+        overwrite=node.flag("overwrite"),
+    )
 
 
 def default_cache() -> Path:
@@ -124,12 +148,12 @@ class _Node:
             raise self.refuse(name, f"an integer from {low} to {high}", value)
         return value
 
-    def path(self, name: str) -> Path | None:
+    def path(self, name: str, what: str = "a folder") -> Path | None:
         value = self.take(name)
         if value is None:
             return None
         if not isinstance(value, (str, int)) or isinstance(value, bool) or value == "" or "\0" in str(value):
-            raise self.refuse(name, "a folder", value)
+            raise self.refuse(name, what, value)
         return Path(str(value)).expanduser()
 
     def size(self, name: str) -> int | None:

@@ -69,6 +69,11 @@ def read_recipe(path: Path, name: str) -> RecipeFile:
         content = read_small(path, label, MAX_BYTES)
     except InputError as error:
         return RecipeFile(name, label, problems=(error.message,))
+    return read_text(content, label, name)
+
+
+def read_text(content: bytes, label: str, name: str) -> RecipeFile:
+    """Reads the text of a recipe. Never raises for what it contains; see RecipeFile.problems."""
     digest = hashlib.sha256(content).hexdigest()
     reader = _Reader(label)
     tree = reader.read(content)
@@ -78,6 +83,22 @@ def read_recipe(path: Path, name: str) -> RecipeFile:
     if ("_self_", "") not in defaults:
         defaults = [*defaults, ("_self_", "")]  # what a file says itself is what it means
     return RecipeFile(name, label, digest, tree, tuple(defaults), reader.locations)
+
+
+def read_plain(content: bytes, label: str) -> dict[str, Any]:
+    """The mapping in a YAML text of another tool, under the limits of recipes.
+
+    Raises:
+        InputError: it is none, or more than plain data.
+    """
+    reader = _Reader(label)
+    node = reader.compose(content)
+    value = reader.value(node, ()) if node is not None else None
+    if reader.problems:
+        raise InputError(reader.problems[0], tag="YAML")
+    if not isinstance(value, dict):
+        raise InputError(f"{escape(label)}: expected `key: value` lines", tag="YAML")
+    return value
 
 
 def _label(path: Path) -> str:
@@ -107,11 +128,16 @@ class _Reader:
         self.problems.append(f"{where}: {key}{message}")
 
     def read(self, content: bytes) -> dict[str, Any]:
+        node = self.compose(content)
+        return {} if self.problems else self._document(node)
+
+    def compose(self, content: bytes) -> yaml.Node | None:
+        """The nodes of the text; None if there are none, or if something is wrong."""
         try:
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             self.problem(None, (), f"not UTF-8 at byte {error.start}")
-            return {}
+            return None
         if match := _HEADER.search(text):
             line = text.count("\n", 0, match.start()) + 1
             self.problems.append(f"{self.label}:{line}: a comment to Hydra (# @...); a recipe has none")
@@ -119,16 +145,16 @@ class _Reader:
             line = text.count("\n", 0, control.start()) + 1
             self.problems.append(f"{self.label}:{line}: a control character, {quote(control[0])}")
         if self.problems:
-            return {}
+            return None
         try:
             if self._check_events(text):
-                node = yaml.compose(text, Loader=yaml.SafeLoader)
-                return self._document(node)
+                node: yaml.Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
+                return node
         except yaml.MarkedYAMLError as error:
             self.problem(error.problem_mark, (), f"not YAML: {error.problem or error.context}")
         except (yaml.YAMLError, ValueError) as error:
             self.problem(None, (), f"not YAML: {quote(error)}")
-        return {}
+        return None
 
     def _check_events(self, text: str) -> bool:
         """Looks at the stream of events, which does not recurse and expands nothing."""
@@ -171,7 +197,7 @@ class _Reader:
                 self.problem(key_node.start_mark, (key,), f"expected {_MAPPINGS[key]}")
             else:
                 self._locate((key,), key_node)
-                tree[key] = self._value(value_node, (key,))
+                tree[key] = self.value(value_node, (key,))
         return tree
 
     def _items(self, node: yaml.MappingNode, path: KeyPath) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
@@ -198,18 +224,18 @@ class _Reader:
         mark = node.start_mark
         self.locations[path] = Location(self.label, mark.line + 1, mark.column + 1)
 
-    def _value(self, node: yaml.Node, path: KeyPath) -> Any:
+    def value(self, node: yaml.Node, path: KeyPath) -> Any:
         if isinstance(node, yaml.MappingNode):
             mapping = {}
             for key, key_node, value_node in self._items(node, path):
                 self._locate((*path, key), key_node)
-                mapping[key] = self._value(value_node, (*path, key))
+                mapping[key] = self.value(value_node, (*path, key))
             return mapping
         if isinstance(node, yaml.SequenceNode):
             items = []
             for at, item in enumerate(node.value):
                 self._locate((*path, at), item)
-                items.append(self._value(item, (*path, at)))
+                items.append(self.value(item, (*path, at)))
             return items
         assert isinstance(node, yaml.ScalarNode)  # there is no fourth kind
         return self._scalar(node, path)

@@ -34,6 +34,7 @@ LAYERS = (
     {"record"},
     {"describe"},
     {"progress"},
+    {"imports"},
     {"compose", "config"},
     {"run", "sweep"},
     {"__main__"},
