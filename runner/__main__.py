@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.compose import DATA_ROOT, is_file, recipe_folders, recipe_names, recipe_of, register
-from runner.config import settings_of
+from runner.config import RECIPE_JOBS, settings_of
 from runner.errors import Interrupted, OutputError, RecipeError, RunnerError, UsageError, nearest, quote
 from runner.record import RunRecord
 from runner.sweep import write_status
@@ -107,16 +107,10 @@ def _job(
     config: DictConfig, choice: str | None, overrides: Sequence[str], folder: Path, swept: bool
 ) -> dict[str, Any]:
     settings = settings_of(config)
-    job = settings.job
-    if job.name == "import":
-        if job.source is None:
-            raise UsageError(
-                "source=FILE is missing", hint="python -m runner job=import source=MODEL.safetensors"
-            )
+    if settings.job.name not in RECIPE_JOBS:
+        from runner.jobs import run_job
 
-        from runner.imports.job import import_recipe
-
-        return {"output": str(import_recipe(job.source, job.output, job.overwrite, settings.models_dir))}
+        return run_job(settings)
     if choice is None:
         raise UsageError("recipe=NAME is missing", hint="python -m runner --help lists the recipes")
     recipe = recipe_of(config, choice, overrides)
@@ -238,7 +232,7 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 def folder_of(job: str, recipe: str) -> str:
     """The name of the folder for runs: the recipe's, or the job's if it has no recipe."""
-    return slug(recipe) if job in ("merge", "plan") else slug(job)
+    return slug(recipe) if job in RECIPE_JOBS else slug(job)
 
 
 def slug(text: str) -> str:

@@ -17,6 +17,7 @@ from runner.recipe import parse_size
 from runner.tensors import SUM_ELEMENTS
 
 MAX_THREADS = 256
+RECIPE_JOBS = ("merge", "plan")  # those that run a recipe
 MAX_TILE_ELEMENTS = 1 << 26
 
 
@@ -25,11 +26,12 @@ class Job:
     """What is done.
 
     Attributes:
-        name: "merge" or "plan" by a recipe, "import" from a source.
+        name: "merge" or "plan" by a recipe; "methods"; "import" from a source.
         keys: of a merge or plan: lists "all" keys or a "summary".
         source: of an import: the file it reads.
         output: of an import: the recipe it writes; None: a name of its own.
         overwrite: of an import: whether it may replace a file.
+        method: of methods: the one that is explained; None: all are listed.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Job:
     source: Path | None = None
     output: Path | None = None
     overwrite: bool = False
+    method: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +97,11 @@ def settings_of(config: DictConfig) -> Settings:
 
 
 def _job(node: _Node) -> Job:
-    name = node.word("name", ("merge", "plan", "import"))
-    if name != "import":
+    name = node.word("name", (*RECIPE_JOBS, "methods", "import"))
+    if name in RECIPE_JOBS:
         return Job(name, keys=node.word("keys", ("summary", "all")))
+    if name == "methods":
+        return Job(name, method=node.text("method"))
     return Job(
         name,
         source=node.path("source", "a file"),
@@ -140,6 +145,12 @@ class _Node:
         value = self.take(name)
         if not isinstance(value, bool):
             raise self.refuse(name, "true or false", value)
+        return value
+
+    def text(self, name: str) -> str | None:
+        value = self.take(name)
+        if value is not None and not isinstance(value, str):
+            raise self.refuse(name, "a name", value)
         return value
 
     def integer(self, name: str, low: int, high: int) -> int:

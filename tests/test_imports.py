@@ -36,6 +36,8 @@ LAYERS = (
     {"progress"},
     {"imports"},
     {"compose", "config"},
+    {"catalogue"},
+    {"jobs"},
     {"run", "sweep"},
     {"__main__"},
 )

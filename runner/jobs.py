@@ -1,0 +1,28 @@
+"""The jobs that need no recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runner.catalogue import details, overview
+from runner.config import Settings
+from runner.errors import UsageError
+from runner.imports.job import import_recipe
+from runner.progress import say
+
+
+def run_job(settings: Settings) -> dict[str, Any]:
+    """Does what `job=` says; returns what a table of many runs shows.
+
+    Raises:
+        UsageError: something the job needs is not said.
+        RunnerError: whatever else is wrong.
+    """
+    job = settings.job
+    if job.name == "methods":
+        say(details(job.method) if job.method else overview())
+        return {}
+    if job.source is None:
+        hint = f"python -m runner job={job.name} source=MODEL.safetensors"
+        raise UsageError("source=FILE is missing", hint=hint)
+    return {"output": str(import_recipe(job.source, job.output, job.overwrite, settings.models_dir))}
