@@ -1,6 +1,7 @@
 """Records data/: recipes that sd-mecha writes and mergekit reads, and a few tensors of what they make.
 
-Needs sd-mecha 1.1.8, mergekit 0.1.5 with immutables, and a folder for whole models: python make_data.py FOLDER
+Needs sd-mecha 1.1.8, mergekit 0.1.5 with immutables, and a folder for whole models:
+python make_data.py FOLDER
 The .yaml files in data/ are written by hand, and read here.
 """
 
