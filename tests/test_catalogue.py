@@ -1,0 +1,64 @@
+"""What is said of the methods is what they are: job=methods and docs/methods.md."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from runner.catalogue import compatible, details, markdown, overview, standard
+from runner.errors import Location, UsageError
+from runner.methods import METHODS
+from runner.recipe import parse_recipe
+
+GUIDE = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
+
+
+def test_every_method_is_listed_with_all_its_parameters() -> None:
+    assert {method.name for method in standard()} == {name for name, tool in METHODS if tool is None}
+    assert sum(map(len, compatible().values())) == len([tool for _, tool in METHODS if tool])
+    text = overview()
+    for method in METHODS.values():
+        assert f"{method.name}(" in text
+        assert all(parameter in details(method.name) for parameter in method.parameters)
+
+
+def test_the_table_of_the_guide_is_the_generated_one() -> None:
+    """To make it again: print(runner.catalogue.markdown()) between the two comments."""
+    found = re.search(r"<!-- methods: .*? -->\n(.*)<!-- end of methods -->", GUIDE, re.DOTALL)
+    assert found and found[1] == markdown()
+
+
+def test_every_method_and_recipe_the_guide_names_exists() -> None:
+    known = {name for name, _ in METHODS}
+    families = {"dare_*", "della*", "breadcrumbs*"}
+    prose = GUIDE.partition("## Numbers by place")[0]
+    named = set(re.findall(r"`([a-z]+(?:_[a-z]+)*\*?|[a-z]+_\*)`", prose)) - families
+    fields = {"base", "dare", "della", "breadcrumbs", "b", "c"}
+    assert named - fields <= known
+    root = Path(__file__).parents[1]
+    assert all((root / "docs" / target).exists() for target in re.findall(r"\]\((\.\./[^)]+)\)", GUIDE))
+
+
+def test_the_ways_to_write_a_number_are_well_formed() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", GUIDE, re.DOTALL)
+    for line in block.splitlines():
+        tree = {"method": "weighted_sum", "models": {"a": "demo:photo", "b": "demo:anime"}}
+        parse_recipe("guide", {**tree, **yaml.safe_load(line)}, lambda path: Location("guide"))
+
+
+def test_the_command_lists_and_explains() -> None:
+    command = [sys.executable, "-m", "runner", "job=methods"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert listed.strip() == overview().strip()
+    one = subprocess.run([*command, "job.method=ties"], capture_output=True, text=True, check=True).stdout
+    assert one.strip() == details("ties").strip()
+
+
+def test_an_unknown_method_is_told_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match='did you mean "slerp"'):
+        details("slrp")
