@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from runner.methods.tiles import Tile, Tiles
 
-PIECES_AT_A_TIME = 32  # bounds the float64 copies to 8 MiB each
+PIECES_AT_A_TIME = 32  # of rows: bounds the float64 copies to 8 MiB each
 
 
 def total(values: Tensor) -> list[float]:
@@ -57,17 +57,16 @@ def gram(tiles: Tiles, vectors: Callable[[Tile], Sequence[Tensor]] = _of_operand
         tiles: of the tensors.
         vectors: what of a tile is multiplied; the operands.
     """
-    step = SUM_ELEMENTS * PIECES_AT_A_TIME
     parts: dict[tuple[int, int], list[float]] = {}
     count = 0
     for tile in tiles:
         flat = [vector.reshape(-1) for vector in vectors(tile)]
         count = len(flat)
-        for start in range(0, flat[0].numel(), step):
-            wide = [vector[start : start + step].double() for vector in flat]
+        for start in range(0, flat[0].numel(), SUM_ELEMENTS):  # a piece at a time stays in the cache
+            wide = [vector[start : start + SUM_ELEMENTS].double() for vector in flat]
             for i in range(count):
                 for j in range(i, count):
-                    parts.setdefault((i, j), []).extend(total(wide[i] * wide[j]))
+                    parts.setdefault((i, j), []).append(float((wide[i] * wide[j]).sum()))
     sums = {pair: math.fsum(found) for pair, found in parts.items()}
     return Gram(
         tuple(tuple(sums.get((min(i, j), max(i, j)), 0.0) for j in range(count)) for i in range(count))
