@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from runner.architectures.ties import Shape
 from runner.errors import IncompatibleError, KeyPath, NumericError, escape, quote
 from runner.evaluation import CPU, Evaluation, Measured, torch_dtype
 from runner.methods.tiles import Tile
@@ -34,7 +36,7 @@ class Scratch:
 
     Args:
         plan: whose jobs will be run.
-        read: fills a buffer with part of a stored tensor: (load, buffer, offset in its data).
+        read: fills a buffer with part of a tensor: (load, buffer, first element, number of elements).
         identities: of the merges that draw random numbers.
         tile_elements: of a piece that may be cut; buffers of more elements are let go after each piece.
     """
@@ -42,7 +44,7 @@ class Scratch:
     def __init__(
         self,
         plan: Plan,
-        read: Callable[[Load, memoryview, int], None],
+        read: Callable[[Load, memoryview, int, int], None],
         identities: Mapping[KeyPath, str],
         tile_elements: int,
     ) -> None:
@@ -72,13 +74,17 @@ class Scratch:
             NumericError: NaN or Inf in an operand or the result, or a value the dtype cannot hold.
             IncompatibleError: integer tensors that must be equal differ.
         """
+        # What stands in another order in the output is computed whole, and put in that order at the end.
+        result = memoryview(bytearray(len(out))) if job.arranged else out
         try:
             if job.steps:
-                return self._merge(job, start, count, out, device, measured)
-            self._copy(job, start, count, out)
+                return self._merge(job, start, count, result, device, measured)
+            self._copy(job, start, count, result)
             return None
         finally:
             self._let_go(count)
+            if job.arranged:
+                _arrange(job, result, out)
 
     def tiles(self, job: Job, step: int, measured: Measured) -> Tiles:
         """What a step of a job is given, tile by tile.
@@ -135,7 +141,7 @@ class Scratch:
         stored = self._plan.spec(load)
         same = stored.dtype == job.spec.dtype
         if same:
-            self._read(load, out, start * DTYPES[stored.dtype].bits // 8)
+            self._read(load, out, start, count)
             source = torch.empty(0)
         else:
             source = self._load(0, load, start, count)
@@ -175,7 +181,7 @@ class Scratch:
         if not count:
             return torch.empty(0, dtype=torch_dtype(spec))
         view = memoryview(self._inputs[at])[: count * size]
-        self._read(load, view, start * size)
+        self._read(load, view, start, count)
         return torch.frombuffer(view, dtype=torch_dtype(spec), count=count)
 
     def _float(self, at: int, count: int, dtype: torch.dtype) -> Tensor:
@@ -231,6 +237,30 @@ class Tiles:
 
     def __iter__(self) -> Iterator[Tile]:
         return self.scratch.walk(self.job, self.step, self.measured)
+
+
+def transposed(matrix: memoryview, shape: Shape, size: int) -> memoryview:
+    """The bytes of a matrix, transposed.
+
+    Args:
+        matrix: row by row.
+        shape: rows and columns.
+        size: bytes of an element.
+    """
+    elements = torch.frombuffer(matrix, dtype=torch.uint8).view(*shape, size)
+    turned: Any = elements.transpose(0, 1).contiguous().reshape(-1).numpy()
+    return memoryview(turned)
+
+
+def _arrange(job: Job, result: memoryview, out: memoryview) -> None:
+    """Puts a result in the order of the output."""
+    size = DTYPES[job.spec.dtype].bits // 8
+    at = 0
+    for piece in job.arranged:
+        count = piece.elements * size
+        part = result[piece.offset * size : piece.offset * size + count]
+        out[at : at + count] = transposed(part, piece.source, size) if piece.transposed else part
+        at += count
 
 
 def _squares(values: Tensor) -> list[float]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from runner.compute import Moved, Scratch
+from runner.compute import Moved, Scratch, transposed
 from runner.errors import KeyPath, OutOfMemoryError, quote
 from runner.evaluation import Measured
 from runner.files import read_into
@@ -153,7 +153,12 @@ class _Engine:
         self.buffers: list[bytearray] = []
         self.descriptors: dict[tuple[int, int], int] = {}
         for model, opened in enumerate(plan.resolved.models):
-            used = {opened.checkpoint.tensors[load.key].file for load in _loads(plan, model)}
+            stored = opened.checkpoint.tensors
+            used = {
+                stored[piece.key].file
+                for load in _loads(plan, model)
+                for piece in opened.view.tensors[load.key].pieces
+            }
             for file in sorted(used):
                 self.descriptors[model, file] = opened.checkpoint.files[file].open()
 
@@ -323,12 +328,27 @@ class _Engine:
                 flushed = self.bytes_done
                 self.staging.sync()
 
-    def read(self, load: Load, buffer: memoryview, offset: int) -> None:
-        """Fills a buffer with part of a tensor's data."""
-        checkpoint = self.plan.resolved.models[load.model].checkpoint
-        stored = checkpoint.tensors[load.key]
+    def read(self, load: Load, buffer: memoryview, start: int, count: int) -> None:
+        """Fills a buffer with elements start … start + count of a tensor, from the pieces it is made of."""
+        model = self.plan.resolved.models[load.model]
+        made = model.view.tensors[load.key]
+        size = DTYPES[made.spec.dtype].bits // 8
+        if made.transposed:
+            (piece,) = made.pieces
+            whole = memoryview(bytearray(piece.elements * size))
+            self._read_stored(load.model, piece.key, whole, 0)
+            buffer[:] = transposed(whole, piece.source, size)[start * size : (start + count) * size]
+            return
+        at = 0
+        for key, skipped, elements in made.reads(start, start + count):
+            self._read_stored(load.model, key, buffer[at : at + elements * size], skipped * size)
+            at += elements * size
+
+    def _read_stored(self, model: int, key: str, buffer: memoryview, offset: int) -> None:
+        checkpoint = self.plan.resolved.models[model].checkpoint
+        stored = checkpoint.tensors[key]
         file = checkpoint.files[stored.file]
-        read_into(self.descriptors[load.model, stored.file], buffer, stored.offset + offset, file.label)
+        read_into(self.descriptors[model, stored.file], buffer, stored.offset + offset, file.label)
 
 
 def torch_device(device: Device) -> torch.device:
@@ -402,7 +422,7 @@ class _Worker:
     def _with_less(self, job: Job, start: int, count: int, data: memoryview) -> Moved | None:
         """A piece the GPU has no memory for: in halves, and on the host if that does not help."""
         torch.cuda.empty_cache()
-        if job.scope == "element" and count > MIN_CHUNK_ELEMENTS:
+        if job.scope == "element" and not job.arranged and count > MIN_CHUNK_ELEMENTS:
             self._fell_back(f"GPU {self.device}: out of memory, chunk halved")
             half, item = count // 2, len(data) // count
             left = self._compute(job, start, half, data[: half * item])

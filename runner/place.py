@@ -89,13 +89,13 @@ def place(
     """
     threads = threads or _processors()
     tile = tile_bytes(plan, tile_elements)
-    whole = max((working_bytes(plan, job) for job in plan.jobs if job.scope == "tensor"), default=0)
+    whole = max((working_bytes(plan, job) for job in plan.jobs if job.whole), default=0)
     auto = min(max(AUTO_BUDGET_BYTES, whole), available_bytes() // 2)
     budget = settings.max_memory.get(CPU) or host_budget or auto
     # With a small budget fewer workers run; one tile is the least that works.
     workers = max(1, min(threads, budget // (tile * RESULTS_PER_WORKER) or 1))
     if max(tile, whole) > budget:
-        largest = max(plan.jobs, key=lambda job: working_bytes(plan, job) if job.scope == "tensor" else 0)
+        largest = max(plan.jobs, key=lambda job: working_bytes(plan, job) if job.whole else 0)
         what = f"tensor {largest.key}" if whole > tile else f"a tile of {tile_elements} elements"
         raise OutOfMemoryError(
             f"{what} needs {max(tile, whole)} bytes at a time, the budget is {budget}",
@@ -124,8 +124,9 @@ def working_bytes(plan: Plan, job: Job, elements: int | None = None) -> int:
     count = job.spec.elements if elements is None else min(elements, job.spec.elements)
     read = sum(DTYPES[plan.spec(load).dtype].bits // 8 for load in job.loads)
     floats = (len(job.loads) + sum(map(_copies, job.steps)) + 1) * (8 if job.compute == "float64" else 4)
-    sums = min(SUMMING_BYTES, 32 * count) if job.scope == "tensor" else 0
-    return count * (read + floats + DTYPES[job.spec.dtype].bits // 8) + sums
+    sums = min(SUMMING_BYTES, 32 * count) if job.whole else 0
+    written = (1 + bool(job.arranged)) * DTYPES[job.spec.dtype].bits // 8
+    return count * (read + floats + written) + sums
 
 
 def _copies(step: Step) -> int:
@@ -136,7 +137,7 @@ def _copies(step: Step) -> int:
 
 def tile_bytes(plan: Plan, tile_elements: int) -> int:
     """The most bytes a tile of any job that may be cut holds."""
-    cut = (job for job in plan.jobs if job.scope != "tensor")
+    cut = (job for job in plan.jobs if not job.whole)
     sizes = (working_bytes(plan, job, job.piece_elements(tile_elements)) for job in cut)
     return max(sizes, default=0) or 1
 
@@ -207,7 +208,7 @@ def _spread(plan: Plan, memory: Mapping[Device, int]) -> tuple[tuple[Device, ...
     for number, job in enumerate(plan.jobs):
         if not job.steps or job.determinism != "exact":
             continue
-        if job.scope == "tensor" and working_bytes(plan, job) > smallest:
+        if job.whole and working_bytes(plan, job) > smallest:
             too_large += 1
         else:
             movable.append(number)

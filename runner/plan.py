@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runner.architectures import Place
+from runner.architectures.ties import Piece
 from runner.checkpoint import Layout
 from runner.errors import KeyPath
 from runner.methods import Method
@@ -104,6 +105,9 @@ class Job:
         compute: the dtype operands are cast to, "float32" or "float64".
         nonfinite: whether the recipe allows NaN and Inf here.
         file, offset: where the data goes: index in the layout's files, byte position.
+        stored: name of the tensor it is, or is a part of, in the output.
+        arranged: if its rows stand in another order there, or it is transposed: the pieces that make the
+            stored tensor.
     """
 
     key: str
@@ -117,6 +121,8 @@ class Job:
     nonfinite: bool = False
     file: int = 0
     offset: int = 0
+    stored: str = ""
+    arranged: tuple[Piece, ...] = ()
 
     @property
     def scope(self) -> str:
@@ -129,13 +135,18 @@ class Job:
             return "tensor" if any(step.over for step in self.steps) else "row"
         return "element"
 
+    @property
+    def whole(self) -> bool:
+        """Whether the tensor must be in memory whole."""
+        return self.scope == "tensor" or bool(self.arranged)
+
     def piece_elements(self, tile_elements: int) -> int:
         """How many elements are computed at a time, if a tile is as large as that."""
         elements = max(1, self.spec.elements)
+        if self.whole:
+            return elements
         if self.scope == "element":
             return min(tile_elements, elements)
-        if self.scope == "tensor":
-            return elements
         row = elements // self.spec.shape[0]
         return min(max(1, tile_elements // row) * row, elements)
 
@@ -172,7 +183,7 @@ class Plan:
 
     def spec(self, load: Load) -> TensorSpec:
         """Dtype and shape of a tensor that is read."""
-        return self.resolved.models[load.model].checkpoint.tensors[load.key].spec
+        return self.resolved.models[load.model].view.tensors[load.key].spec
 
     @property
     def bytes_read(self) -> int:

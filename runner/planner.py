@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from runner.architectures.ties import Made
+from runner.arrange import Arrangement, arrange
 from runner.errors import IncompatibleError, KeyPath, counted, escape, quote
 from runner.formats import FORMATS
 from runner.methods import Method
 from runner.plan import BUFFER, COPIED, KEPT, MERGED, Draw, Job, Load, Plan, Step, Value
 from runner.recipe import Policies
-from runner.resolve import BoundMerge, Resolved
+from runner.resolve import BoundMerge, Model, Resolved
 from runner.tensors import DTYPES, OUTPUT_DTYPES, TensorSpec
 
 # Schedules and marker tensors of single files: facts about the primary, not weights.
@@ -36,19 +38,22 @@ def make_plan(resolved: Resolved, metadata: Mapping[str, str]) -> Plan:
     """
     planner = _Planner(resolved)
     jobs = {job.key: job for job in map(planner.job, planner.keys(resolved.merge))}
+    arrangement = arrange(resolved, {job.key: job.spec for job in jobs.values()})
+    planner.arranged(arrangement)
     planner.raise_if_unfit()
     output = resolved.recipe.output
     layout = FORMATS[resolved.output_format].layout(
         output.name,
-        {job.key: job.spec for job in jobs.values()},
-        resolved.primary.checkpoint,
+        {key: made.spec for key, made in arrangement.made.items()},
+        _carrier(resolved).checkpoint,
         metadata,
         output.max_shard_bytes,
     )
     placed = tuple(
-        replace(jobs[key], file=number, offset=offset)
+        job
         for number, file in enumerate(layout.files)
         for key, (offset, _) in file.tensors.items()
+        for job in _placed(jobs, key, arrangement.made[key], number, offset)
     )
     return Plan(
         resolved,
@@ -57,6 +62,27 @@ def make_plan(resolved: Resolved, metadata: Mapping[str, str]) -> Plan:
         {reason: tuple(sorted(keys)) for reason, keys in planner.dropped.items()},
         {reason: tuple(sorted(keys)) for reason, keys in planner.deviations.items()},
         tuple(planner.warnings(placed)),
+    )
+
+
+def _placed(jobs: Mapping[str, Job], key: str, made: Made, file: int, offset: int) -> Iterable[Job]:
+    """The jobs whose results are a tensor of the output, each at its place."""
+    parts = list(dict.fromkeys(piece.key for piece in made.pieces))
+    if len(parts) == 1 and (len(made.pieces) > 1 or made.transposed):
+        yield replace(jobs[parts[0]], file=file, offset=offset, stored=key, arranged=made.pieces)
+        return
+    for part in parts:
+        yield replace(jobs[part], file=file, offset=offset, stored=key)
+        offset += jobs[part].spec.nbytes
+
+
+def _carrier(resolved: Resolved) -> Model:
+    """The model whose other files go into a folder: the primary, or the first that is a folder."""
+    folders = (model for model in resolved.models if model.checkpoint.format == "diffusers")
+    return (
+        resolved.primary
+        if resolved.primary.checkpoint.format == "diffusers"
+        else next(folders, resolved.primary)
     )
 
 
@@ -78,7 +104,7 @@ class _Planner:
 
     def __init__(self, resolved: Resolved) -> None:
         self.resolved = resolved
-        self.specs = [model.checkpoint.specs for model in resolved.models]
+        self.specs = [model.view.specs for model in resolved.models]
         self.dropped: dict[str, dict[str, None]] = {}
         self.deviations: dict[str, dict[str, None]] = {}
         self.unfit: dict[str, dict[str, None]] = {}
@@ -301,6 +327,11 @@ class _Planner:
         if isinstance(model, int):
             return escape(self.resolved.models[model].checkpoint.label)
         return escape(".".join(map(str, (*merge.path, "models", role))))
+
+    def arranged(self, arrangement: Arrangement) -> None:
+        """Takes what has no place in the output."""
+        self.dropped.update(arrangement.dropped)
+        self.unfit.update(arrangement.unfit)
 
     def raise_if_unfit(self) -> None:
         """Raises: IncompatibleError that lists everything that does not fit."""

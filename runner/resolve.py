@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.architectures import Architecture, Place, detect, place, variant
-from runner.architectures.layouts import canonical, single_file_name
+from runner.architectures.layouts import single_file_name
 from runner.checkpoint import Checkpoint
 from runner.demo import demo_model
 from runner.errors import IncompatibleError, InputError, KeyPath, Location, Problems, nearest, quote
@@ -17,6 +17,7 @@ from runner.formats import FORMATS
 from runner.methods import METHODS, Method, Parameter, find_method
 from runner.recipe import RECIPE_KEYS, Merge, Policies, Recipe, Source
 from runner.rules import Names
+from runner.view import View, view_of
 from runner.weighting import Weighting, parse_weighting
 
 
@@ -27,12 +28,14 @@ class Model:
     Attributes:
         sources: every place in the recipe that names it.
         checkpoint: its headers.
+        view: its tensors under the names merges know them by.
         architecture: None if it is none we know.
         variant: what else than the plain model it is: "inpainting".
     """
 
     sources: tuple[Source, ...]
     checkpoint: Checkpoint
+    view: View
     architecture: Architecture | None
     variant: str | None
 
@@ -102,8 +105,16 @@ class Resolved:
 
 
 def _places(primary: Model, models: tuple[Model, ...]) -> dict[str, Place]:
-    keys = dict.fromkeys(key for model in models for key in model.checkpoint.tensors)
-    return {key: place(primary.architecture, primary.checkpoint.format, key) for key in keys}
+    """Where each tensor of any of the models stands."""
+    architecture = primary.architecture
+    found: dict[str, Place] = {}
+    for model in models:
+        layout = model.checkpoint.format
+        for key in model.view.tensors:
+            if key not in found:
+                named = "diffusers" if architecture and key not in model.view.left else layout
+                found[key] = place(architecture, named, key)
+    return found
 
 
 def resolve(
@@ -187,7 +198,8 @@ def _recognised(source: Source, checkpoint: Checkpoint) -> Model:
     specs = checkpoint.specs
     architecture = detect(checkpoint.format, specs)
     kind = variant(architecture, checkpoint.format, specs) if architecture else None
-    return Model((source,), checkpoint, architecture, kind)
+    view = view_of(architecture, checkpoint.format, specs)
+    return Model((source,), checkpoint, view, architecture, kind)
 
 
 def _open(path: Path, source: Source, models_dir: Path) -> Checkpoint:
@@ -285,17 +297,17 @@ def _primary_source(merge: Merge) -> Source:
 
 
 def _names(primary: Model, models: tuple[Model, ...]) -> Names:
-    """What a recipe can name: keys of known architectures by their names in either layout."""
+    """What a recipe can name: tensors of known architectures by their names in either layout."""
     places, architecture = _places(primary, models), primary.architecture
-    if primary.checkpoint.format == "checkpoint":
-        if architecture is None:
-            return Names(places, None)
-        return Names(places, architecture, other_names=lambda key: canonical(architecture, "checkpoint", key))
     if architecture is None:
-        return Names(places, None, single_file_name=lambda key: None)
+        single = primary.checkpoint.format == "checkpoint"
+        return Names(places, None) if single else Names(places, None, single_file_name=lambda key: None)
+    stored_so = {
+        key for model in models if model.checkpoint.format == "checkpoint" for key in model.view.left
+    }
 
     def in_a_single_file(key: str) -> str | None:
-        return single_file_name(architecture, key)
+        return key if key in stored_so else single_file_name(architecture, key)
 
     return Names(places, architecture, in_a_single_file, lambda key: [in_a_single_file(key) or key])
 
@@ -386,29 +398,32 @@ def _check_output(recipe: Recipe, primary: Model, names: Names, problems: Proble
     if output.format is not None and output.format not in FORMATS:
         hint = nearest(output.format, FORMATS) or f" (there are: {', '.join(FORMATS)})"
         problems.add(("output", "format"), f"unknown format {quote(output.format)}{hint}")
-    elif output.format not in (None, found):
+    elif output.format not in (None, found) and primary.architecture is None:
         problems.add(
             ("output", "format"),
-            f"converting {FORMATS[found].title} to {output.format} is not possible yet; "
-            f"leave it out or say {found}",
+            f"{quote(primary.checkpoint.label)} is of an unknown architecture: its layout cannot be "
+            f"converted; leave it out or say {found}",
         )
+    format_ = output.format if output.format in FORMATS else found
+    assert format_ is not None
     for component in output.dtype:
         if component != "default" and component not in names.components:
             hint = nearest(component, names.components)
             there_are = ", ".join(sorted(names.components))
             problems.add(("output", "dtype", component), f"no such component{hint} (there are: {there_are})")
-    if output.max_shard_bytes is not None and found == "checkpoint":
+    if output.max_shard_bytes is not None and format_ == "checkpoint":
         problems.add(("output", "max_shard_size"), "a single file is not split; leave it out")
-    return found
+    return format_
 
 
 def _check_layouts(models: tuple[Model, ...], primary: Model) -> None:
     for model in models:
         ours, theirs = primary.checkpoint, model.checkpoint
-        if theirs.format != ours.format:
+        same = primary.architecture == model.architecture
+        if theirs.format != ours.format and not (same and primary.architecture):
             raise IncompatibleError(
-                f"{quote(ours.label)} is a {FORMATS[ours.format].title}, {quote(theirs.label)} is a "
-                f"{FORMATS[theirs.format].title}: layouts cannot be mixed yet",
+                f"{quote(ours.label)} is a {FORMATS[ours.format].title} ({primary.title}), "
+                f"{quote(theirs.label)} is a {FORMATS[theirs.format].title} ({model.title})",
                 tag="LAYOUT",
-                hint="give all models in the same layout",
+                hint="layouts can be mixed only where both models are of the same known architecture",
             )

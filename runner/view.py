@@ -1,0 +1,71 @@
+"""A model's tensors under the names merges know them by, whatever layout they are stored in.
+
+Of a known architecture these are the names of a diffusers folder, as they are written today; a tensor
+that has none there, and every tensor of an unknown architecture, keeps its own. What a model stores
+fused is several tensors here, and rows are rows as the model computes with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from runner.architectures import Architecture
+from runner.architectures.layouts import canonical, to_diffusers
+from runner.architectures.left import Kind, Left
+from runner.architectures.ties import Made, Piece
+from runner.tensors import TensorSpec
+
+# What belongs to a layout and not to the model: it is not missed where it is not, and not carried over.
+INCIDENTAL = frozenset(
+    {Kind.EMA, Kind.POSITION_IDS, Kind.SCHEDULE, Kind.LOGIT_SCALE, Kind.MARKER, Kind.UNUSED, Kind.TWICE}
+)
+
+
+@dataclass(frozen=True)
+class View:
+    """A model by the names of its tensors.
+
+    Attributes:
+        tensors: name → what it is made of: pieces of stored tensors.
+        left: stored tensors that keep their own names, since the other layout has none → why.
+    """
+
+    tensors: Mapping[str, Made]
+    left: Mapping[str, Left]
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """Dtype and shape of each tensor."""
+        return {key: made.spec for key, made in self.tensors.items()}
+
+
+def view_of(architecture: Architecture | None, layout: str, specs: Mapping[str, TensorSpec]) -> View:
+    """The view of a model.
+
+    Args:
+        architecture: of the model; None if unknown.
+        layout: it is stored in, "checkpoint" or "diffusers".
+        specs: of its tensors as stored.
+    """
+    if architecture is None:
+        return View({key: whole(key, spec) for key, spec in specs.items()}, {})
+    if layout == "checkpoint":
+        conversion = to_diffusers(architecture, specs)
+        left = {key: conversion.left[key] for key in specs if key in conversion.left}
+        return View({**conversion.made, **{key: whole(key, specs[key]) for key in left}}, left)
+    tensors: dict[str, Made] = {}
+    left = {}
+    for key, spec in specs.items():
+        name = next(iter(canonical(architecture, layout, key)), key)
+        if name in tensors:
+            left[key] = Left(Kind.TWICE, f"another name of {name}, which is there")
+            name = key
+        tensors[name] = whole(key, spec)
+    return View(tensors, left)
+
+
+def whole(key: str, spec: TensorSpec) -> Made:
+    """A tensor as it is stored."""
+    rows = spec.shape[0] if spec.shape else 1
+    return Made((Piece(key, 0, rows, spec.shape, False, spec.shape),), spec)
