@@ -16,8 +16,9 @@ from runner.formats import FORMATS
 from runner.methods import Method
 from runner.plan import BUFFER, COPIED, KEPT, MERGED, Draw, Job, Load, Plan, Step, Value
 from runner.recipe import Policies
-from runner.resolve import BoundMerge, Model, Resolved
+from runner.resolve import BoundMerge, Resolved
 from runner.tensors import DTYPES, OUTPUT_DTYPES, TensorSpec
+from runner.view import INCIDENTAL
 
 # Schedules and marker tensors of single files: facts about the primary, not weights.
 _NEVER_MERGED = re.compile(
@@ -45,7 +46,7 @@ def make_plan(resolved: Resolved, metadata: Mapping[str, str]) -> Plan:
     layout = FORMATS[resolved.output_format].layout(
         output.name,
         {key: made.spec for key, made in arrangement.made.items()},
-        _carrier(resolved).checkpoint,
+        resolved.carrier,
         metadata,
         output.max_shard_bytes,
     )
@@ -74,16 +75,6 @@ def _placed(jobs: Mapping[str, Job], key: str, made: Made, file: int, offset: in
     for part in parts:
         yield replace(jobs[part], file=file, offset=offset, stored=key)
         offset += jobs[part].spec.nbytes
-
-
-def _carrier(resolved: Resolved) -> Model:
-    """The model whose other files go into a folder: the primary, or the first that is a folder."""
-    folders = (model for model in resolved.models if model.checkpoint.format == "diffusers")
-    return (
-        resolved.primary
-        if resolved.primary.checkpoint.format == "diffusers"
-        else next(folders, resolved.primary)
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +139,7 @@ class _Planner:
                 if key not in keys
                 and not _NEVER_MERGED.fullmatch(key)
                 and not self._ignored(merge, role, key)
+                and not self._is_incidental(key, merge, role)
             ]
             if not extra:
                 continue
@@ -238,7 +230,7 @@ class _Planner:
         operands: list[_Value] = []
         for role in others if used is None else [list(node.models)[used]]:
             operand = self._value(node.models[role], key)
-            if reason := self._misfit(node, role, spec, operand):
+            if reason := self._misfit(node, role, key, spec, operand):
                 kind, policy, what = reason
                 if policy == "error":
                     self.unfit.setdefault(what, {})[key] = None
@@ -263,11 +255,22 @@ class _Planner:
             node.method.optional in node.models,
         )
 
+    def _is_incidental(self, key: str, merge: BoundMerge, role: str) -> bool:
+        """Whether a key belongs to the layout of one of two models in different layouts, not to the model."""
+        models = self.resolved.models
+        pair = [merge.models[one] for one in (next(iter(merge.models)), role)]
+        ours, theirs = (models[one if isinstance(one, int) else one.primary()] for one in pair)
+        left = ours.view.left.get(key) or theirs.view.left.get(key)
+        other = ours.checkpoint.format != theirs.checkpoint.format
+        return other and left is not None and left.kind in INCIDENTAL
+
     def _misfit(
-        self, merge: BoundMerge, role: str, spec: TensorSpec, operand: _Value | None
+        self, merge: BoundMerge, role: str, key: str, spec: TensorSpec, operand: _Value | None
     ) -> tuple[str, str, str] | None:
         """What is wrong with an operand, the policy for it, and how an error says it."""
         name, primary = self._name(merge, role), self._name(merge, next(iter(merge.models)))
+        if operand is None and self._is_incidental(key, merge, role):
+            return "no counterpart", "keep", ""
         if operand is None:
             return "missing", _policies(merge).missing, f"{name}: keys of {primary} are missing"
         theirs = self._spec(operand)

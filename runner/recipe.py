@@ -22,7 +22,7 @@ SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]i?)?B?", re.ASCII)
 _RECIPE_KEYS = ("output", "compute_dtype", "description", "author", "license")
 _POLICY_KEYS = ("force", "missing", "extra", "shapes", "integers", "ema", "nonfinite", "extrapolate")
 _MERGE_KEYS = ("method", "models", "compat", "seed", *_POLICY_KEYS)
-_OUTPUT_KEYS = ("name", "format", "dtype", "max_shard_size")
+_OUTPUT_KEYS = ("name", "format", "dtype", "max_shard_size", "config")
 _SOURCE_KEYS = ("source", "sha256", "variant")
 
 # Everything a recipe may say beside the parameters of its method.
@@ -119,12 +119,15 @@ class Output:
         format: "diffusers" or "checkpoint"; None: the primary's.
         dtype: by component, "default" for the others; empty: each tensor as in the primary.
         max_shard_bytes: weight files of a diffusers folder are split at this size.
+        config: the pipeline a diffusers folder's other files come from; None: the primary, or another
+            model of the recipe that is a folder.
     """
 
     name: str
     format: str | None = None
     dtype: Mapping[str, str] = field(default_factory=dict)
     max_shard_bytes: int | None = None
+    config: Source | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +289,19 @@ class _Parser:
             format=self.text(tree, "format", ("output",)) or None,
             dtype=self.dtypes(tree.get("dtype")),
             max_shard_bytes=max_shard_bytes,
+            config=self.config(tree.get("config")),
         )
+
+    def config(self, value: object) -> Source | None:
+        path = ("output", "config")
+        if value is None:
+            return None
+        if isinstance(value, str):
+            return self.source({"source": value}, path)
+        if isinstance(value, Mapping) and "source" in value:
+            return self.source(value, path)
+        self.problems.add(path, f"expected the folder of a pipeline, found {quote(value)}")
+        return None
 
     def dtypes(self, value: object) -> dict[str, str]:
         if value is None:

@@ -82,6 +82,7 @@ class Resolved:
         models: its sources, each once.
         merge: the recipe's merge, its names resolved.
         output_format: in FORMATS.
+        carrier: the model whose other files the output has; None if the output has none.
         places: where each key of any model stands.
         warnings: what is unusual in the recipe, a line each.
     """
@@ -90,6 +91,7 @@ class Resolved:
     models: tuple[Model, ...]
     merge: BoundMerge
     output_format: str
+    carrier: Checkpoint | None
     places: Mapping[str, Place]
     warnings: tuple[str, ...] = ()
 
@@ -151,7 +153,10 @@ def resolve(
     problems.raise_if_any()
     assert merge is not None  # else its method were a problem
     _check_layouts(models, primary)
-    return Resolved(recipe, models, merge, output_format, names.places, tuple(problems.warnings))
+    carrier = None
+    if output_format == "diffusers":
+        carrier = _carrier(recipe, (primary, *models), models_dir, cache_dir)
+    return Resolved(recipe, models, merge, output_format, carrier, names.places, tuple(problems.warnings))
 
 
 def source_path(source: Source, models_dir: Path, cache_dir: Path) -> Path:
@@ -414,6 +419,37 @@ def _check_output(recipe: Recipe, primary: Model, names: Names, problems: Proble
     if output.max_shard_bytes is not None and format_ == "checkpoint":
         problems.add(("output", "max_shard_size"), "a single file is not split; leave it out")
     return format_
+
+
+def _carrier(recipe: Recipe, models: Sequence[Model], models_dir: Path, cache_dir: Path) -> Checkpoint:
+    """The pipeline whose other files go into a folder: the one the recipe names, or the first there is.
+
+    Raises:
+        InputError: it cannot be read.
+        IncompatibleError: there is none, or it is of another architecture.
+    """
+    source = recipe.output.config
+    if source is None:
+        folders = (model.checkpoint for model in models if model.checkpoint.format == "diffusers")
+        if (found := next(folders, None)) is not None:
+            return found
+        raise IncompatibleError(
+            "output.format: diffusers: no model of this recipe is a folder that the configuration and "
+            "tokenizer files could come from",
+            tag="CONFIG",
+            hint="output.config: FOLDER names a pipeline of the same architecture",
+        )
+    checkpoint = _open(source_path(source, models_dir, cache_dir), source, models_dir)
+    model = _recognised(source, checkpoint)
+    if checkpoint.format != "diffusers" or model.architecture != models[0].architecture:
+        kind = FORMATS[checkpoint.format].title
+        raise IncompatibleError(
+            f"output.config: {quote(source.name)} is a {kind} ({model.title}), "
+            f"the result is {models[0].title}",
+            tag="CONFIG",
+            hint="give the folder of a pipeline of the same architecture",
+        )
+    return checkpoint
 
 
 def _check_layouts(models: tuple[Model, ...], primary: Model) -> None:

@@ -37,7 +37,7 @@ class Format(Protocol):
         self,
         name: str,
         specs: Mapping[str, TensorSpec],
-        primary: Checkpoint,
+        carrier: Checkpoint | None,
         metadata: Mapping[str, str],
         max_shard_bytes: int | None,
     ) -> Layout:
@@ -46,7 +46,7 @@ class Format(Protocol):
         Args:
             name: of the result, without suffix.
             specs: dtype and shape of every key that will be written.
-            primary: the model whose other files are carried on.
+            carrier: the model whose other files are carried on; None if there are none.
             metadata: for the header of the (main) weight file.
             max_shard_bytes: split weights into files of at most this many bytes of data.
         """

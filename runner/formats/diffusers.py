@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.checkpoint import Checkpoint, Layout, OutputFile, Stored
-from runner.errors import InputError, escape, nearest, quote
+from runner.errors import IncompatibleError, InputError, escape, nearest, quote
 from runner.files import InputFile, look, read_file, read_small
 from runner.formats.safetensors import output_file, read_header, shard_names, shards
 from runner.formats.strict_json import parse_object
@@ -77,7 +77,7 @@ class DiffusersFolder:
         self,
         name: str,
         specs: Mapping[str, TensorSpec],
-        primary: Checkpoint,
+        carrier: Checkpoint | None,
         metadata: Mapping[str, str],
         max_shard_bytes: int | None,
     ) -> Layout:
@@ -88,10 +88,11 @@ class DiffusersFolder:
             components.setdefault(component, {})[inner] = spec
         main = next((name for name in MAIN_COMPONENTS if name in components), next(iter(components)))
         files: list[OutputFile] = []
-        texts = {other: _carried_text(file) for other, file in primary.others.items()}
+        assert carrier is not None  # resolve has found one
+        texts = _carried(carrier, set(components))
         for component, inner_specs in components.items():
             parts = shards(inner_specs, max_shard_bytes or DEFAULT_SHARD_BYTES)
-            stem = _stem(primary, component)
+            stem = _stem(carrier, component)
             names = list(shard_names(stem, len(parts)))
             for number, (file_name, part) in enumerate(zip(names, parts, strict=True)):
                 text = metadata if component == main and number == 0 else {}
@@ -249,11 +250,35 @@ def _open_shards(folder: _Folder, component: str, index_name: str) -> None:
             raise folder.error(where, f"{name}: tensor {quote(difference[0])} is in {side}")
 
 
-def _stem(primary: Checkpoint, component: str) -> str:
-    """The stem of a component's weight files in the primary: without variant and shard number."""
-    stored = next(stored for key, stored in primary.tensors.items() if key.startswith(f"{component}/"))
-    name = primary.files[stored.file].path.name
+def _stem(carrier: Checkpoint, component: str) -> str:
+    """The stem of a component's weight files in a pipeline: without variant and shard number."""
+    stored = next(stored for key, stored in carrier.tensors.items() if key.startswith(f"{component}/"))
+    name = carrier.files[stored.file].path.name
     return "diffusion_pytorch_model" if name.startswith("diffusion_pytorch_model") else "model"
+
+
+def _carried(carrier: Checkpoint, components: set[str]) -> dict[str, bytes]:
+    """The files without weights of a pipeline, less those of components that the output does not have.
+
+    Raises:
+        IncompatibleError: the output has a component that the pipeline lacks.
+    """
+    weighted = {key.partition("/")[0] for key in carrier.tensors}
+    if extra := sorted(components - weighted):
+        raise IncompatibleError(
+            f"{escape(carrier.label)} has no configuration of {', '.join(extra)}",
+            tag="CONFIG",
+            hint="output.config: FOLDER names a pipeline that has",
+        )
+    absent = weighted - components
+    others = {name: file for name, file in carrier.others.items() if name.partition("/")[0] not in absent}
+    texts = {name: _carried_text(file) for name, file in others.items()}
+    if absent:
+        index = parse_object(texts[INDEX], f"{carrier.label}/{INDEX}")
+        texts[INDEX] = _json(
+            {name: [None, None] if name in absent else value for name, value in index.items()}
+        )
+    return texts
 
 
 def _carried_text(file: InputFile) -> bytes:

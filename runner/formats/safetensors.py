@@ -77,7 +77,7 @@ class SafetensorsFile:
         self,
         name: str,
         specs: Mapping[str, TensorSpec],
-        primary: Checkpoint,
+        carrier: Checkpoint | None,
         metadata: Mapping[str, str],
         max_shard_bytes: int | None,
     ) -> Layout:

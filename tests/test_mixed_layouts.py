@@ -1,0 +1,184 @@
+"""Single files and folders in one recipe, and results in either layout: the same tensors, to the byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from runner.architectures import ARCHITECTURES
+from runner.architectures.layouts import to_checkpoint
+from runner.architectures.ties import Made
+from runner.demo import demo_model
+from runner.errors import IncompatibleError
+from runner.tensors import TensorSpec
+from tests.build import merge
+
+KINDS = {"sd1": ("photo", "anime", "base"), "sdxl": ("sdxl_photo", "sdxl_anime", "sdxl_base")}
+Tensors = dict[str, Tensor]
+
+
+def read(path: Path) -> Tensors:
+    """The tensors of a single file, or of a folder as component/name."""
+    if path.is_file():
+        return load_file(path)
+    return {
+        f"{file.parent.name}/{key}": tensor
+        for file in sorted(path.glob("*/*.safetensors"))
+        for key, tensor in load_file(file).items()
+    }
+
+
+def spec(tensor: Tensor) -> TensorSpec:
+    names = {torch.float16: "F16", torch.float32: "F32", torch.int64: "I64"}
+    return TensorSpec(names[tensor.dtype], tuple(tensor.shape))
+
+
+def made(plan: Made, tensors: Tensors) -> Tensor:
+    """A tensor as its pieces say, by torch."""
+    parts = []
+    for piece in plan.pieces:
+        source = tensors[piece.key]
+        part = source.t() if piece.transposed else source[piece.first : piece.first + piece.rows]
+        parts.append(part.reshape(piece.shape))
+    return torch.cat(parts)
+
+
+def as_single_file(architecture: str, folder: Tensors) -> Tensors:
+    """The tensors of a folder as a single file has them."""
+    specs = {key: spec(tensor) for key, tensor in folder.items()}
+    conversion = to_checkpoint(ARCHITECTURES[architecture], specs)
+    return {key: made(plan, folder).contiguous() for key, plan in conversion.made.items()}
+
+
+def equal(one: Tensors, other: Tensors) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """A folder where every demo model is, as a folder and as a single file."""
+    root = tmp_path_factory.mktemp("models")
+    for architecture, names in KINDS.items():
+        for name in names:
+            (root / name).symlink_to(demo_model(name, cache))
+            tensors = as_single_file(architecture, read(root / name))
+            save_file(tensors, root / f"{name}.safetensors", {"format": "pt"})
+    return root
+
+
+def recipe(method: str, *names: str, **more: Any) -> dict[str, Any]:
+    roles = ("base", "x", "y") if method in ("ties", "model_stock") else ("a", "b", "c")
+    return {"method": method, "models": dict(zip(roles, names, strict=False)), **more}
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "weighted_sum": {"alpha": {"default": 0.3, "M00": 0.7, "*attn2*": 0.1}},
+    "slerp": {"alpha": 0.3, "per": "row"},
+    "ties": {"density": 0.4},
+    "model_stock": {"per": "row"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", RECIPES)
+def test_every_mix_of_layouts_gives_the_same_tensors(
+    kind: str, method: str, models: Path, tmp_path: Path
+) -> None:
+    names = KINDS[kind][: 3 if method in ("ties", "model_stock") else 2]
+    files = [f"{name}.safetensors" for name in names]
+    config = {"config": names[0]}
+    mixes = {
+        "folders": (names, "diffusers"),
+        "files": (files, "diffusers"),
+        "mixed": ((files[0], *names[1:]), "diffusers"),
+        "files to a file": (files, "checkpoint"),
+        "folders to a file": (names, "checkpoint"),
+        "mixed to a file": ((names[0], *files[1:]), "checkpoint"),
+    }
+    results = {}
+    for title, (sources, output) in mixes.items():
+        tree = recipe(method, *sources, **RECIPES[method])
+        tree["output"] = {"format": output, **(config if output == "diffusers" else {})}
+        path, _ = merge(tree, models, tmp_path / title)
+        results[title] = read(path)
+    folder = results["folders"]
+    assert all(equal(results[title], folder) for title, (_, output) in mixes.items() if output == "diffusers")
+    single = as_single_file(kind, folder)
+    assert all(
+        equal(results[title], single) for title, (_, output) in mixes.items() if output == "checkpoint"
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_there_and_back_is_the_same_file(kind: str, models: Path, tmp_path: Path) -> None:
+    name = KINDS[kind][0]
+    there, _ = merge(
+        {"method": "copy", "models": {"a": name}, "output": {"format": "checkpoint"}}, models, tmp_path / "1"
+    )
+    back_tree = {
+        "method": "copy",
+        "models": {"a": str(there)},
+        "output": {"format": "diffusers", "config": name},
+    }
+    back, _ = merge(back_tree, models, tmp_path / "2")
+    again_tree = {"method": "copy", "models": {"a": str(back)}, "output": {"format": "checkpoint"}}
+    again, _ = merge(again_tree, models, tmp_path / "3")
+    assert equal(read(back), read(models / name))
+    assert equal(read(again), read(there))
+    texts = {path.name for path in back.rglob("*.json")}
+    assert texts == {path.name for path in (models / name).rglob("*.json")}
+
+
+def test_a_single_file_keeps_what_only_single_files_have(models: Path, tmp_path: Path) -> None:
+    extra = {
+        "model_ema.diffusion_modelinput_blocks00weight": torch.ones(3),
+        "alphas_cumprod": torch.ones(5),
+        "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77)[None],
+    }
+    tensors = read(models / "photo.safetensors")
+    save_file({**tensors, **extra}, tmp_path / "full.safetensors")
+    tree = recipe("weighted_sum", str(tmp_path / "full.safetensors"), "anime", alpha=0.3)
+    path, _ = merge(tree, models, tmp_path / "file")
+    assert read(path).keys() - tensors.keys() == extra.keys() - {
+        "model_ema.diffusion_modelinput_blocks00weight"
+    }
+    tree["output"] = {"format": "diffusers"}
+    path, _ = merge(tree, models, tmp_path / "folder")
+    assert read(path).keys() == read(models / "photo").keys()
+
+
+def test_layouts_of_different_architectures_are_not_mixed(models: Path, tmp_path: Path) -> None:
+    with pytest.raises(IncompatibleError, match="is a diffusers folder") as caught:
+        merge(recipe("weighted_sum", "photo", "sdxl_anime.safetensors"), models, tmp_path / "out")
+    assert '"photo" is a diffusers folder (Stable Diffusion 1.x)' in str(caught.value)
+    assert "same known architecture" in str(caught.value.hint)
+
+
+def test_a_folder_needs_a_pipeline_for_its_other_files(models: Path, tmp_path: Path) -> None:
+    tree = recipe("weighted_sum", "photo.safetensors", "anime.safetensors", output={"format": "diffusers"})
+    with pytest.raises(IncompatibleError, match="no model of this recipe is a folder") as caught:
+        merge(tree, models, tmp_path / "out")
+    assert "output.config: FOLDER" in str(caught.value.hint)
+    tree["output"]["config"] = "sdxl_photo"
+    with pytest.raises(IncompatibleError, match=r"is a diffusers folder \(Stable Diffusion XL\)"):
+        merge(tree, models, tmp_path / "out")
+
+
+def test_what_no_single_file_has_a_name_for_is_an_error(models: Path, tmp_path: Path) -> None:
+    tensors = {**read(models / "photo.safetensors"), "model.diffusion_model.odd.weight": torch.ones(2)}
+    save_file(tensors, tmp_path / "odd.safetensors")
+    tree = {
+        "method": "copy",
+        "models": {"a": str(tmp_path / "odd.safetensors")},
+        "output": {"format": "diffusers", "config": "photo"},
+    }
+    with pytest.raises(IncompatibleError, match=r"odd\.weight"):
+        merge(tree, models, tmp_path / "out")
+    del tree["output"]
+    path, _ = merge(tree, models, tmp_path / "same")
+    assert equal(read(path), tensors)
