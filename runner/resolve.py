@@ -372,6 +372,7 @@ class _Binder:
     def choice(self, parameter: Parameter, value: Any) -> str | bool:
         """One of a few words, or true or false."""
         value = parameter.default if value is None else value
+        value = str(value) if type(value) is int else value  # axis: 0
         if not any(value is known or value == known for known in parameter.choices) or (
             isinstance(value, bool) != isinstance(parameter.choices[0], bool)
         ):

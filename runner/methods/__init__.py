@@ -1,15 +1,23 @@
 """The methods a recipe can name. To add one: a file with a function under @method, and an import here."""
 
 from runner.methods import add_difference as add_difference
+from runner.methods import add_perpendicular as add_perpendicular
+from runner.methods import clamp as clamp
 from runner.methods import compat_diffusers as compat_diffusers
 from runner.methods import copy as copy
+from runner.methods import cosine as cosine
 from runner.methods import dare as dare
+from runner.methods import extract as extract
 from runner.methods import linear as linear
+from runner.methods import magmax as magmax
 from runner.methods import model_stock as model_stock
+from runner.methods import nearswap as nearswap
 from runner.methods import sigmoid as sigmoid
 from runner.methods import slerp as slerp
+from runner.methods import smooth_add as smooth_add
 from runner.methods import sphere as sphere
 from runner.methods import task_arithmetic as task_arithmetic
+from runner.methods import tensor_sum as tensor_sum
 from runner.methods import three_models as three_models
 from runner.methods import ties as ties
 from runner.methods import train_difference as train_difference
