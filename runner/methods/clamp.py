@@ -7,7 +7,7 @@ from typing import Annotated
 from runner.methods.registry import Range, Weight, method
 
 
-@method(determinism="exact", scope="element", at_least=2, copies=(0, 6))
+@method(determinism="exact", scope="element", at_least=2, copies=(0, 7))
 def clamp(a: Weight, *models: Weight, stiffness: Annotated[float, Range(0, 1)] = 0.0) -> Weight:
     """a, but nowhere below the least of the other models nor above the largest.
 

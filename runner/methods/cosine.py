@@ -23,26 +23,35 @@ def _matrix(a: Tensor) -> Tensor:
     return a.reshape(-1, 1) if a.dim() < 2 else a.flatten(1)
 
 
+def _products(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """⟨a, a⟩, ⟨a, b⟩ and ⟨b, b⟩ of each column."""
+    a, b = _matrix(a), _matrix(b)
+    return column_dots(a, a), column_dots(a, b), column_dots(b, b)
+
+
 def _cosines(a: Tensor, b: Tensor) -> Tensor:
     """The cosine of each column of a with that of b, in float64; 0 if one is zero."""
-    a, b = _matrix(a), _matrix(b)
-    lengths = column_dots(a, a).sqrt_().mul_(column_dots(b, b).sqrt_())
-    return column_dots(a, b).div_(lengths.masked_fill_(lengths == 0, 1)).clamp_(-1, 1)
+    return _of_products(*_products(a, b))
+
+
+def _of_products(aa: Tensor, ab: Tensor, bb: Tensor) -> Tensor:
+    lengths = aa.sqrt() * bb.sqrt()
+    return (ab / lengths.masked_fill(lengths == 0, 1)).clamp_(-1, 1)
 
 
 def _with_mean(a: Tensor, b: Tensor) -> Tensor:
     """The mean of each column's cosine and the mean cosine of the columns that are not zero."""
-    found = _cosines(a, b)
-    used = _matrix(a).any(0).logical_and_(_matrix(b).any(0))
-    count = int(used.sum())
-    return found.add_(math.fsum(found[used].tolist()) / count if count else 0.0).div_(2)
+    aa, ab, bb = _products(a, b)
+    found = _of_products(aa, ab, bb)
+    used = found[(aa != 0) & (bb != 0)].tolist()
+    return found.add_(math.fsum(used) / len(used) if used else 0.0).div_(2)
 
 
 def _with_whole(a: Tensor, b: Tensor) -> Tensor:
     """The mean of each column's cosine and the cosine of the whole tensors."""
-    wide = _matrix(a), _matrix(b)
-    aa, ab, bb = (math.fsum(column_dots(wide[i], wide[j]).tolist()) for i, j in ((0, 0), (0, 1), (1, 1)))
-    return _cosines(a, b).add_(cosine(ab, math.sqrt(aa), math.sqrt(bb))).div_(2)
+    products = _products(a, b)
+    aa, ab, bb = (math.fsum(one.tolist()) for one in products)
+    return _of_products(*products).add_(cosine(ab, math.sqrt(aa), math.sqrt(bb))).div_(2)
 
 
 def _limits(tiles: Tiles, similarity: Similarity) -> Limits:

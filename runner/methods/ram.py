@@ -49,7 +49,7 @@ def _merged(
     return result.div_(count.clamp_(min=1)).mul_(scale).add_(base)
 
 
-@method(determinism="exact", scope="element", copies=(1, 6), result_is=first_without_scale)
+@method(determinism="exact", scope="element", copies=(1, 3), result_is=first_without_scale)
 def ram(
     base: Weight,
     *models: Delta,
@@ -69,7 +69,7 @@ def ram(
     return _merged(base, models, epsilon, scale, [1.0] * len(models))
 
 
-@method(determinism="exact", scope="element", measure=_measure, copies=(1, 6), result_is=first_without_scale)
+@method(determinism="exact", scope="element", measure=_measure, copies=(1, 3), result_is=first_without_scale)
 def ram_plus(
     base: Weight,
     *models: Delta,

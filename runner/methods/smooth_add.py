@@ -80,7 +80,7 @@ def _blurred(x: Tensor, sigma: float) -> Tensor:
 @method(
     determinism="stable",
     scope="tensor",
-    copies=(0, 5),
+    copies=(0, 3),
     result_is=lambda alpha, **_: 0 if alpha == 0 else None,
 )
 def smooth_add(

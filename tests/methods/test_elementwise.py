@@ -19,7 +19,7 @@ from runner.methods import METHODS
 from runner.methods.random import Random
 from runner.methods.sums import column_dots
 from runner.methods.tiles import Part, Tile
-from tests.build import merged
+from tests.build import merged, write_models
 from tests.methods.formulas_elementwise import cosine_a_of, cosine_b_of, cosines, limits_of
 from tests.methods.test_formulas import INFINITE, KEY, MERGE, SEED, close, norm, normal, run, stream, tensor
 
@@ -150,10 +150,28 @@ def test_the_range_is_that_of_the_whole_model_without_the_vae(name: str) -> None
 
 
 @pytest.mark.parametrize("name", ["cosine_a", "cosine_b"])
+def test_a_merge_by_cosine_sees_the_whole_model(name: str, tmp_path: Path) -> None:
+    models = write_models(tmp_path, torch.float32, a=1, b=2)
+    models = {role: {k: one.double() for k, one in found.items()} for role, found in models.items()}
+    tree = {"method": name, "models": {"a": "a.safetensors", "b": "b.safetensors"}, "alpha": 0.3}
+    result = merged(tree, tmp_path, tmp_path / "out")
+    vae = [key for key in models["a"] if key.startswith("first_stage_model")]
+    pairs = {key: (models["a"][key], models["b"][key]) for key in models["a"]}
+    tiles = [Tile(pair) for key, pair in pairs.items() if key not in vae]
+    measure = METHODS[name, None].measure
+    assert measure and vae
+    for key, (a, b) in pairs.items():
+        if key in vae:
+            assert torch.equal(result[key].double(), a)
+        else:
+            close(result[key], run(name, a, b, alpha=0.3, measured=measure(tiles)), 1e-6)
+
+
+@pytest.mark.parametrize("name", ["cosine_a", "cosine_b"])
 def test_similar_columns_keep_a_and_others_take_b(name: str) -> None:
-    a, other = normal((6, 4), 2)
+    a = normal((6, 4), 1)[0]
     b = a.clone()
-    b[:, 1:3] = -other[:, 1:3] * 0 - a[:, 1:3].flip(0)
+    b[:, 1:3] = -a[:, 1:3].flip(0)
     result = run(name, a, b, alpha=0.0)
     close(result[:, [0, 3]], a[:, [0, 3]])
     assert not torch.allclose(result[:, 1:3], a[:, 1:3])
@@ -488,9 +506,7 @@ def test_a_range_without_an_end_says_so(tmp_path: Path) -> None:
 
 
 def test_an_operand_that_does_not_count_does_not_leak() -> None:
-    a, b, c = normal((7,), 3)
-    wrong = torch.full_like(c, INFINITE)
-    for name in ("add_opposite", "add_strict_opposite", "smooth_add", "add_perpendicular"):
-        assert METHODS[name, None].result_is(**with_defaults(name, {"alpha": 0.0})) == 0
+    a, b = normal((7,), 2)
+    wrong = torch.full_like(a, INFINITE)
     assert torch.equal(run("tensor_sum", a, wrong, alpha=0.0), a)
     assert torch.equal(run("cosine_a", wrong, b, alpha=1.0), b)
