@@ -386,7 +386,8 @@ class _Binder:
     def choice(self, parameter: Parameter, value: Any) -> str | bool:
         """One of a few words, or true or false."""
         value = parameter.default if value is None else value
-        if not any(value is known or value == known for known in parameter.choices) or (
+        word = str(value) if type(value) is int else value  # axis: 0
+        if not any(word is known or word == known for known in parameter.choices) or (
             isinstance(value, bool) != isinstance(parameter.choices[0], bool)
         ):
             words = [str(known).lower() if isinstance(known, bool) else known for known in parameter.choices]
@@ -394,7 +395,7 @@ class _Binder:
             path = (*self.merge.path, parameter.name)
             self.problems.add(path, f"expected one of {', '.join(words)}; found {quote(value)}{hint}")
             return parameter.choices[0]
-        return bool(value) if isinstance(value, bool) else str(value)
+        return bool(value) if isinstance(value, bool) else str(word)
 
 
 def _check_output(recipe: Recipe, primary: Model, names: Names, problems: Problems) -> str:

@@ -1,19 +1,36 @@
 """The methods a recipe can name. To add one: a file with a function under @method, and an import here."""
 
 from runner.methods import add_difference as add_difference
+from runner.methods import add_noise as add_noise
+from runner.methods import add_opposite as add_opposite
+from runner.methods import add_perpendicular as add_perpendicular
+from runner.methods import clamp as clamp
 from runner.methods import compat_diffusers as compat_diffusers
 from runner.methods import compat_webui as compat_webui
+from runner.methods import consensus_ta as consensus_ta
 from runner.methods import copy as copy
+from runner.methods import cosine as cosine
 from runner.methods import dare as dare
+from runner.methods import euclidean_add_difference as euclidean_add_difference
+from runner.methods import expo as expo
+from runner.methods import extract as extract
 from runner.methods import linear as linear
+from runner.methods import magmax as magmax
 from runner.methods import model_stock as model_stock
+from runner.methods import nearswap as nearswap
+from runner.methods import powers as powers
+from runner.methods import ram as ram
 from runner.methods import sigmoid as sigmoid
+from runner.methods import similarity_add_difference as similarity_add_difference
 from runner.methods import slerp as slerp
+from runner.methods import smooth_add as smooth_add
 from runner.methods import sphere as sphere
 from runner.methods import task_arithmetic as task_arithmetic
+from runner.methods import tensor_sum as tensor_sum
 from runner.methods import three_models as three_models
 from runner.methods import ties as ties
 from runner.methods import train_difference as train_difference
+from runner.methods import weighted_subtraction as weighted_subtraction
 from runner.methods import weighted_sum as weighted_sum
 from runner.methods.registry import METHODS as METHODS
 from runner.methods.registry import Determinism as Determinism

@@ -16,6 +16,7 @@ and a plan needs only the signatures.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType
@@ -65,7 +66,7 @@ class Range:
     outside: Literal["error", "ask", "warn"] = "error"
 
     def __str__(self) -> str:
-        return f"{self.low:g} to {self.high:g}"
+        return f"{self.low:g} or more" if self.high == math.inf else f"{self.low:g} to {self.high:g}"
 
 
 @dataclass(frozen=True, slots=True)

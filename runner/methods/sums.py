@@ -82,7 +82,7 @@ def cosine(product: float, norm_a: float, norm_b: float) -> float:
 
 def as_matrix(a: Tensor) -> Tensor:
     """A tensor as rows: a convolution is [out, in·k·k], one of one or no dimension is a single row."""
-    return a.reshape(1, -1) if a.dim() < 2 else a.reshape(a.shape[0], -1)
+    return a.reshape(1, -1) if a.dim() < 2 else a.flatten(1)
 
 
 def row_dots(a: Tensor, b: Tensor) -> Tensor:
@@ -96,4 +96,22 @@ def row_dots(a: Tensor, b: Tensor) -> Tensor:
     for start in range(0, a.shape[0], rows):
         part = slice(start, start + rows)
         result[part] = (a[part].double() * b[part].double()).sum(1, keepdim=True)
+    return result
+
+
+def column_dots(a: Tensor, b: Tensor) -> Tensor:
+    """⟨a_j, b_j⟩ for each column of two matrices, in float64, shape [columns].
+
+    Halves of the rows are added until one is left: single additions, in an order that rows alone decide.
+    """
+    result = a.new_zeros(a.shape[1]).double()
+    columns = max(1, SUM_ELEMENTS * PIECES_AT_A_TIME // max(1, a.shape[0]))
+    for start in range(0, a.shape[1] if a.shape[0] else 0, columns):
+        part = slice(start, start + columns)
+        products = a[:, part].double() * b[:, part].double()
+        while (rows := products.shape[0]) > 1:
+            half = (rows + 1) // 2
+            products[: rows - half].add_(products[half:])
+            products = products[:half]
+        result[part] = products[0]
     return result

@@ -31,6 +31,7 @@ from runner.methods.selection import top as top_share
 from runner.methods.sums import cosine, gram, row_dots
 from runner.methods.tiles import WHOLE, Part, Tile, whole
 from tests.build import merged
+from tests.methods import formulas_elementwise
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SHAPES = ((), (1,), (3,), (5, 1), (7, 9), (4, 3, 3, 3))
@@ -359,6 +360,9 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         for per in ("tensor", "row", "column")
     ),
 ]
+
+REFERENCES.update(formulas_elementwise.REFERENCES)
+CASES += formulas_elementwise.CASES
 
 
 def test_every_method_has_a_reference_and_every_choice_a_case() -> None:

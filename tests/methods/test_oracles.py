@@ -157,6 +157,49 @@ def test_sd_mecha_ties_trim() -> None:
     same(run_case("sd-mecha/ties/trim", density=0.6), THEIRS["sd-mecha/ties/trim"])
 
 
+def test_sd_mecha_cosine_b_end() -> None:
+    name = "sd-mecha/cosine_b/end"
+    a, b = models(name)
+    lengths = a.norm(dim=0) * b.norm(dim=0)
+    alike = ((a * b).sum(0) / lengths + (a * b).sum() / (a.norm() * b.norm())) / 2
+    keep = (alike + 1).clamp(0, 1)
+    assert float(keep.min()) < 1
+    same(keep * a + (1 - keep) * b, THEIRS[name])
+    same(run_case(name), a)
+
+
+def test_sd_mecha_add_perpendicular_zero() -> None:
+    name = "sd-mecha/add_perpendicular/zero"
+    (c,) = models(name)
+    same(THEIRS[name], c)
+    same(run("add_perpendicular", [c, -c, c], alpha=0.7), c - 1.4 * c)
+
+
+def test_sd_mecha_tensor_sum_rounding() -> None:
+    name = "sd-mecha/tensor_sum/rounding"
+    a, b = models(name)
+    same(torch.cat([b[:4], a[4:]]), THEIRS[name])
+    same(torch.cat([b[:3], a[3:]]), run_case(name))
+
+
+def test_sd_mecha_top_k_tensor_sum_offset() -> None:
+    name = "sd-mecha/top_k_tensor_sum/offset"
+    a, _ = models(name)
+    bound = a.abs().flatten().sort().values[round(0.3 * a.numel()) - 1]
+    differ = run_case(name) != THEIRS[name]
+    assert int(differ.sum()) == 1
+    same(THEIRS[name][differ].abs(), bound[None])
+    same(run_case(name)[differ], a[differ])
+
+
+def test_mergekit_nearswap_tiny() -> None:
+    name = "mergekit/nearswap/tiny"
+    a, b = models(name)
+    assert float((b - a).abs().max()) < 1e-7
+    torch.testing.assert_close(THEIRS[name] - a, (b - a) * 0.1, rtol=1e-6, atol=1e-15)
+    assert torch.equal(run_case(name), b)
+
+
 def test_peft_ties_weights() -> None:
     name = "peft/ties/weights"
     base, *others = models(name)

@@ -71,11 +71,12 @@ def case(
     count: int = 4,
     near: float | None = None,
     differs: str = "",
+    seed: int | None = None,
     **parameters: Any,
 ) -> None:
     """Adds a case: `call` is the peer's, `method` and `parameters` are ours."""
     recipe = {
-        "seed": 1000 + len(CASES),
+        "seed": 1000 + len(CASES) if seed is None else seed,
         "shape": shape,
         "count": count,
         "near": near,
@@ -398,6 +399,169 @@ def peft_cases() -> None:
         )
 
 
+def elementwise_cases() -> None:
+    """sd-mecha and mergekit: what they have of the methods that mix, exchange and add by elements."""
+    from mergekit.merge_methods import registry
+    from mergekit.merge_methods.base import TensorGroup
+    from sd_mecha.extensions.builtin.merge_methods import cosine, limiting, linear, slicing
+
+    def add(name: str, call: Call, method: str, **given: Any) -> None:
+        case(name, call, method, seed=int.from_bytes(name.encode()[-6:], "big"), **given)
+
+    def of(function: Any, **options: Any) -> Call:
+        wide = {
+            key: torch.tensor(value, dtype=torch.float64) if key == "alpha" else value
+            for key, value in options.items()
+        }
+        # Some write into their operands.
+        return lambda models: function.__wrapped__(*(model.clone() for model in models), **wide)
+
+    def masked(function: Any, alpha: float) -> Call:
+        def call(models: list[Tensor]) -> Tensor:
+            a, b, c = models
+            mask = of(function, alpha=alpha)(models)
+            delta = linear.subtract.__wrapped__(b, c)
+            return linear.add_difference.__wrapped__({"key": a}, {"key": delta}, mask, key="key")
+
+        return call
+
+    def perpendicular(models: list[Tensor]) -> Tensor:
+        a, b, c = models
+        new = linear.perpendicular_component.__wrapped__(a - c, b - c)
+        alpha = torch.tensor(0.7, dtype=torch.float64)
+        return linear.add_difference.__wrapped__({"key": a}, {"key": new}, alpha, key="key")
+
+    def without_a(models: list[Tensor]) -> Tensor:
+        (c,) = models
+        return perpendicular([c, -c, c])
+
+    def mergekit(name: str, **options: Any) -> Call:
+        def call(models: list[Tensor]) -> Tensor:
+            group = TensorGroup.from_tensors(models, base_index=0)
+            return registry.get(name).merge_group(group, **options)
+
+        return call
+
+    conv = (4, 3, 3, 3)
+    for label, shape in {"": (7, 9), "/conv": conv, "/bias": (9,)}.items():
+        for name, function in (("cosine_a", cosine.add_cosine_a), ("cosine_b", cosine.add_cosine_b)):
+            add(
+                f"sd-mecha/{name}{label}",
+                of(function, alpha=0.2),
+                name,
+                shape=shape,
+                count=2,
+                near=0.7,
+                alpha=0.2,
+                range="none",
+            )
+        add(
+            f"sd-mecha/add_perpendicular{label}",
+            perpendicular,
+            "add_perpendicular",
+            shape=shape,
+            count=3,
+            alpha=0.7,
+        )
+    add(
+        "sd-mecha/cosine_b/end",
+        of(cosine.add_cosine_b, alpha=-1.0),
+        "cosine_b",
+        count=2,
+        alpha=-1.0,
+        range="none",
+        differs="at -1 columns of negative similarity still take some of b; ours are a's",
+    )
+    add(
+        "sd-mecha/add_perpendicular/zero",
+        without_a,
+        "add_perpendicular",
+        count=1,
+        alpha=0.7,
+        differs="where a is c nothing is added; ours adds all that b learned",
+    )
+    for stiffness in (0.0, 0.3, 1.0):
+        add(
+            f"sd-mecha/clamp/{stiffness}",
+            of(limiting.clamp, stiffness=stiffness),
+            "clamp",
+            count=5,
+            stiffness=stiffness,
+        )
+    for label, width, offset in (("", 0.5, 0.25), ("/wrapped", 0.75, 0.5)):
+        add(
+            f"sd-mecha/tensor_sum{label}",
+            of(slicing.tensor_sum, width=width, offset=offset),
+            "tensor_sum",
+            shape=(8, 9),
+            count=2,
+            alpha=width,
+            beta=offset,
+        )
+    add(
+        "sd-mecha/tensor_sum/rounding",
+        of(slicing.tensor_sum, width=0.5, offset=0.0),
+        "tensor_sum",
+        count=2,
+        alpha=0.5,
+        beta=0.0,
+        differs="rounds 3.5 rows to 4; ours cuts to 3, as supermerger does",
+    )
+    for label, width in (("", 1.0), ("/narrow", 0.4)):
+        add(
+            f"sd-mecha/top_k_tensor_sum{label}",
+            of(slicing.top_k_tensor_sum, width=width, offset=0.0),
+            "top_k_tensor_sum",
+            count=2,
+            width=width,
+            offset=0.0,
+        )
+    add(
+        "sd-mecha/top_k_tensor_sum/offset",
+        of(slicing.top_k_tensor_sum, width=0.4, offset=0.3),
+        "top_k_tensor_sum",
+        count=2,
+        width=0.4,
+        offset=0.3,
+        differs="the magnitude at the lower end is in the window; ours begins above, as in sd-meh",
+    )
+    add(
+        "sd-mecha/geometric_sum",
+        of(linear.geometric_sum, alpha=0.3),
+        "geometric_sum",
+        count=2,
+        alpha=0.3,
+    )
+    for name in ("add_opposite", "add_strict_opposite"):
+        add(
+            f"sd-mecha/{name}",
+            masked(getattr(linear, f"{name}_mask"), 0.7),
+            name,
+            count=3,
+            alpha=0.7,
+        )
+    add("mergekit/nearswap", mergekit("nearswap", t=0.3), "nearswap", count=2, t=0.3)
+    add(
+        "mergekit/nearswap/tiny",
+        mergekit("nearswap", t=1e-7),
+        "nearswap",
+        count=2,
+        near=1e-8,
+        t=1e-7,
+        differs="distances below 1e-6 count as 1e-6, so that near weights move less than t; ours become b's",
+    )
+    add("mergekit/ram", mergekit("ram", epsilon=0.5), "ram", epsilon=0.5)
+    # Its factor is a number of float32: this one is exact.
+    add(
+        "mergekit/ram_plus",
+        mergekit("ramplus_tl", epsilon=0.5, r=0.5, alpha=0.25),
+        "ram_plus",
+        epsilon=0.5,
+        r=0.5,
+        alpha=0.25,
+    )
+
+
 def main() -> None:
     """Calls every peer and writes the file."""
     warnings.simplefilter("ignore")
@@ -405,6 +569,7 @@ def main() -> None:
     mergekit_cases()
     sd_mecha_cases()
     peft_cases()
+    elementwise_cases()
     expected = {
         name: call(inputs(recipe["seed"], recipe["count"], recipe["shape"], recipe["near"])).contiguous()
         for name, (recipe, call) in CASES.items()
