@@ -178,12 +178,10 @@ def _read_old(read: Read, size: int, label: str) -> tuple[object, Mapping[str, i
     at = stream.position
     for key in keys:
         storage = storages.by_key[key]
-        if storage.dtype is None:
-            raise _malformed(label, f"storage {quote(key)} without a dtype")
         if at + 8 + storage.nbytes > size:
             raise _malformed(label, f"truncated: storage {quote(key)} is not all there")
         elements = int.from_bytes(read(at, 8), "little")
-        _check_length(storage, elements * storage.dtype.bits // 8, label)
+        _check_length(storage, elements * (storage.dtype.bits if storage.dtype else 8) // 8, label)
         begins[key] = at + 8
         at += 8 + storage.nbytes
     if at != size:

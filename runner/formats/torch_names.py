@@ -160,6 +160,9 @@ _STORAGES = {
 
 # Names that stand beside the weights in honest checkpoints. They give nothing, and nothing is called.
 _BESIDE = (
+    "__builtin__ long",
+    "__builtin__ unicode",
+    "__builtin__ xrange",
     "_codecs encode",
     "argparse Namespace",
     "builtins bytearray",
@@ -170,6 +173,7 @@ _BESIDE = (
     "builtins int",
     "builtins list",
     "builtins object",
+    "builtins range",
     "builtins set",
     "builtins slice",
     "builtins str",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+import zipfile
 from collections import OrderedDict, defaultdict
 from pathlib import Path
 from types import ModuleType
@@ -83,7 +85,8 @@ def test_a_state_dict_of_a_module_is_read(tmp_path: Path, form: str, protocol: i
     net = Net()
     path = save(net.state_dict(), tmp_path / "net.pth", form, pickle_protocol=protocol)
     check(path, dict(net.state_dict()))
-    check(path, loaded(path))
+    if protocol < 4:  # torch's own restricted reader knows no more
+        check(path, loaded(path))
 
 
 @FORMS
@@ -166,7 +169,7 @@ def test_files_made_by_hand_are_read_too(tmp_path: Path) -> None:
     """The tests below change these."""
     data = torch.arange(4, dtype=torch.float32)
     for name, content in (
-        ("zip", zipped(state(x=tensor()), {"0": bytes_of(data)}, byteorder=b"little")),
+        ("zip", zipped(state(x=tensor()), {"0": bytes_of(data)}, byteorder=b"little", version=b"3\n")),
         ("old", old(state(x=tensor().replace(b"tQ", b"NtQ")), {"0": bytes_of(data)})),
     ):
         (tmp_path / name).write_bytes(content)
@@ -263,8 +266,10 @@ def test_a_tensor_cannot_lie(tmp_path: Path, form: str, name: str) -> None:
     data, reason = TENSORS[name]
     path = tmp_path / "x.ckpt"
     path.write_bytes(zipped(data, DATA) if form == "zip" else old(data, DATA))
-    with pytest.raises(InputError, match=reason if form == "zip" else ""):
+    with pytest.raises(InputError) as caught:
         read(path)
+    if form == "zip":  # the old form says of some that the list of storages is wrong
+        assert reason in caught.value.message
 
 
 def changed(content: bytes, old: bytes, new: bytes, count: int = -1) -> bytes:
@@ -273,9 +278,6 @@ def changed(content: bytes, old: bytes, new: bytes, count: int = -1) -> bytes:
 
 
 def compressed() -> bytes:
-    import io
-    import zipfile
-
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", state(x=tensor()))
@@ -416,5 +418,5 @@ def test_the_whole_line_from_an_old_checkpoint_to_a_record(tmp_path: Path) -> No
     (output,) = (path for path in tmp_path.rglob("*.safetensors") if path.name != "b.safetensors")
     key = "model.diffusion_model.linear.weight"
     assert torch.equal(load_file(output)[key], ((a[key].float() + b[key].float()) / 2).half())
-    (record,) = tmp_path.rglob("run.json")
-    assert json.loads(record.read_text())["deterministic"]["inputs"][0]["format"] == "checkpoint"
+    record = json.loads((output.parent / "run.json").read_text())
+    assert record["deterministic"]["inputs"][0]["format"] == "checkpoint"
