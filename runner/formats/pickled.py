@@ -73,7 +73,7 @@ def _start(path: Path) -> bytes:
 
 
 def _kind(start: bytes) -> str | None:
-    """ "zip", "pickle" or "tar" by the first bytes of a file, None for all others."""
+    """What a file is by its first bytes: "zip", "tar", "pickle", or None for all else."""
     if start.startswith(b"PK\x03\x04"):
         return "zip"
     if start[257:262] == b"ustar":

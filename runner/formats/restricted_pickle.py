@@ -2,8 +2,8 @@
 
 Python's own machine imports what a pickle names and calls it. This one looks each name up in a table of
 ours; what stands there is a function of ours or a mark without meaning. Only opcodes that a pickler
-writes for data are known. Nothing recurses, no value is hashed but texts, and each opcode makes at most
-one small object, so time and memory follow the size of the pickle.
+writes for data are known. Nothing recurses, no value is hashed but texts, and an opcode makes at most one
+object, of its own bytes or of what it takes off the stack: time and memory follow the size of the pickle.
 
 Source: the description of the opcodes in the standard library (pickletools.py).
 """
@@ -18,7 +18,7 @@ from typing import Final, TypeAlias
 from runner.errors import quote
 from runner.formats.pickle_stream import PickleError, Stream, UnsafeError, decoded
 
-MAX_OPCODES = 2_000_000  # a tensor takes about 40
+MAX_OPCODES = 1_000_000  # a tensor takes about 40
 MAX_MARKS = 100  # open at a time: how deep containers nest
 MAX_TEXT_BYTES = 1 << 20
 PROTOCOLS = range(2, 6)

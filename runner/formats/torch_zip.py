@@ -24,6 +24,7 @@ _CENTRAL = struct.Struct("<4s6H3I5H2I")
 _LOCAL = struct.Struct("<4s5H3I2H")
 _ENCRYPTED, _DESCRIPTOR = 0x0001, 0x0008
 _FLAGS = 0x0800 | _DESCRIPTOR  # names in UTF-8; sizes repeated behind the data
+_FOLDER = 0x10  # among the attributes a member has on DOS
 _MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
 
 Read = Callable[[int, int], bytes]
@@ -162,7 +163,7 @@ def _entries(directory: bytes, count: int, refuse: _Refuse) -> list[_Entry]:
         if flags & ~_FLAGS:
             raise refuse(f"flags 0x{flags:04x} of zip, which torch does not set")
         nbytes, packed, header = _wide(extra, (nbytes, packed, header), refuse)
-        if packed != nbytes or disk:
+        if packed != nbytes or disk or rest[1] & _FOLDER:
             raise refuse("its directory is malformed")
         entries.append(_Entry(name, flags, crc, nbytes, header))
     if at != len(directory):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from runner.checkpoint import Checkpoint
 from runner.demo import demo_model
 from runner.errors import InputError
-from runner.formats import FORMATS
+from runner.formats import READERS
 from runner.formats.diffusers import DiffusersFolder
 
 FOLDER = DiffusersFolder()
@@ -273,7 +273,7 @@ def test_a_folder_without_an_index_says_what_was_expected(tmp_path: Path) -> Non
     assert "model_index.json" in caught.value.message
 
 
-def test_every_format_refuses_what_is_not_there(tmp_path: Path) -> None:
-    for entry in FORMATS.values():
+def test_every_reader_refuses_what_is_not_there(tmp_path: Path) -> None:
+    for entry in READERS:
         with pytest.raises(InputError):
             entry.open(tmp_path / "nothing", "nothing", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -196,6 +197,13 @@ def test_a_pickle_called_safetensors_is_never_read_as_one(tmp_path: Path, form: 
     assert "call it .ckpt" in str(caught.value.hint)
 
 
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.ckpt")
+    assert not PickledFile().accepts(tmp_path / "x.ckpt")
+    with pytest.raises(InputError, match="a pipe"):
+        PickledFile().open(tmp_path / "x.ckpt", "x", None)
+
+
 def test_a_safetensors_file_whose_header_begins_as_a_pickle_is_none(tmp_path: Path) -> None:
     path = tmp_path / "x.ckpt"
     for length in range(600):
@@ -285,7 +293,10 @@ def compressed() -> bytes:
     return file.getvalue()
 
 
+FOLDER = bytearray(GOOD)
+FOLDER[GOOD.index(b"PK\x01\x02") + 38] = 0x10  # the attributes of the first member
 ARCHIVES = {
+    "a member that is a folder": (bytes(FOLDER), "directory"),
     "compressed": (compressed(), "compressed"),
     "encrypted": (
         changed(GOOD, b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01"),
@@ -334,11 +345,11 @@ def test_what_torch_does_not_write_is_refused_with_its_reason(tmp_path: Path, na
 
 @FORMS
 def test_a_file_cut_anywhere_is_refused(tmp_path: Path, form: str) -> None:
-    content = save({"a": torch.ones(2, 3), "b": torch.zeros(5)}, tmp_path / "x.pt", form).read_bytes()
-    for length in range(len(content)):
-        (tmp_path / "cut.pt").write_bytes(content[:length])
+    path = save({"a": torch.ones(2, 3), "b": torch.zeros(5)}, tmp_path / "x.pt", form)
+    for length in reversed(range(path.stat().st_size)):
+        os.truncate(path, length)
         with pytest.raises(InputError):
-            read(tmp_path / "cut.pt")
+            read(path)
 
 
 @FORMS
