@@ -38,6 +38,7 @@ class Checkpoint:
         metadata: what the header says beside the tensors.
         others: files without weights that an output may carry on: name inside the folder → file.
         pipeline: the class in model_index.json, if there is one.
+        title: for people, how it is stored, if not as models of its format usually are.
     """
 
     label: str
@@ -48,6 +49,7 @@ class Checkpoint:
     metadata: Mapping[str, str] = field(default_factory=dict)
     others: Mapping[str, InputFile] = field(default_factory=dict)
     pipeline: str | None = None
+    title: str | None = None
 
     @property
     def nbytes(self) -> int:

@@ -104,7 +104,7 @@ def _inputs(plan: Plan) -> list[str]:
             [
                 ", ".join(roles_of(plan.resolved.merge, number)),
                 escape(checkpoint.label),
-                FORMATS[checkpoint.format].title,
+                checkpoint.title or FORMATS[checkpoint.format].title,
                 model.title,
                 str(len(checkpoint.tensors)),
                 size(checkpoint.nbytes),

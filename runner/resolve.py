@@ -13,7 +13,7 @@ from runner.checkpoint import Checkpoint
 from runner.demo import demo_model
 from runner.errors import IncompatibleError, InputError, KeyPath, Location, Problems, nearest, quote
 from runner.files import InputFile
-from runner.formats import FORMATS
+from runner.formats import FORMATS, READERS
 from runner.methods import METHODS, Method, Parameter, find_method
 from runner.recipe import RECIPE_KEYS, Merge, Policies, Recipe, Source
 from runner.rules import Names
@@ -208,9 +208,9 @@ def _recognised(source: Source, checkpoint: Checkpoint) -> Model:
 
 
 def _open(path: Path, source: Source, models_dir: Path) -> Checkpoint:
-    entry = next(entry for entry in FORMATS.values() if entry.accepts(path))
+    reader = next(reader for reader in READERS if reader.accepts(path))
     try:
-        return entry.open(path, source.name, source.variant)
+        return reader.open(path, source.name, source.variant)
     except InputError as error:
         if source.name.startswith("demo:"):
             error.hint = f"remove {path}: the demo model is made anew"

@@ -1,4 +1,7 @@
-"""Files on disk to keys and back. One class and one line in FORMATS for each kind of model on disk."""
+"""Files on disk to keys and back.
+
+A class for each kind of model on disk: a line in FORMATS if it is also written, in READERS if not.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,13 @@ from typing import Protocol
 
 from runner.checkpoint import Checkpoint, Layout
 from runner.formats.diffusers import DiffusersFolder
+from runner.formats.pickled import PickledFile
 from runner.formats.safetensors import SafetensorsFile
 from runner.tensors import TensorSpec
 
 
-class Format(Protocol):
-    """One kind of model on disk."""
-
-    name: str
-    title: str
+class Reader(Protocol):
+    """A kind of model on disk that is read."""
 
     def accepts(self, path: Path) -> bool:
         """Whether a path looks like one of these; content is checked by open."""
@@ -32,6 +33,13 @@ class Format(Protocol):
         Raises:
             InputError: missing, malformed or hostile.
         """
+
+
+class Format(Reader, Protocol):
+    """A kind of model on disk that is read and written."""
+
+    name: str
+    title: str
 
     def layout(
         self,
@@ -56,3 +64,6 @@ FORMATS: dict[str, Format] = {
     "checkpoint": SafetensorsFile(),
     "diffusers": DiffusersFolder(),
 }
+
+# In the order in which they are asked whether they accept a path.
+READERS: tuple[Reader, ...] = (PickledFile(), *FORMATS.values())

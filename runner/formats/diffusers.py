@@ -1,8 +1,8 @@
 """The diffusers pipeline folder: model_index.json and a folder for each component.
 
-Keys are component/name. Nothing a folder says is imported or executed: only JSON and safetensors
-headers are read. Source: diffusers' saving conventions (src/diffusers/pipelines/pipeline_utils.py,
-models/modeling_utils.py, utils/constants.py).
+Keys are component/name. Nothing a folder says is imported or executed: only JSON and the headers of
+weight files are read, pickles by our own reader. Source: diffusers' saving conventions
+(src/diffusers/pipelines/pipeline_utils.py, models/modeling_utils.py, utils/constants.py).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from runner.checkpoint import Checkpoint, Layout, OutputFile, Stored
 from runner.errors import IncompatibleError, InputError, escape, nearest, quote
 from runner.files import InputFile, look, read_file, read_small
+from runner.formats.pickled import read_pickled
 from runner.formats.safetensors import output_file, read_header, shard_names, shards
 from runner.formats.strict_json import parse_object
 from runner.tensors import TensorSpec
@@ -29,11 +30,12 @@ MAIN_COMPONENTS = ("unet", "transformer")  # the weight file that carries the me
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 # Files without weights that are copied to the output; never code, never pickles.
 _CARRIED = re.compile(r"[\w.-]+\.json|merges\.txt|vocab\.txt|[\w-]+\.model", re.ASCII)
-# Weight files: STEM[.VARIANT].safetensors, and the index of a sharded one.
-_STEM, _VARIANT = r"(diffusion_pytorch_model|model)", r"(\.(?P<variant>[\w-]+))?"
-_WEIGHTS = re.compile(rf"{_STEM}{_VARIANT}\.safetensors", re.ASCII)
-_SHARD_INDEX = re.compile(rf"{_STEM}\.safetensors\.index{_VARIANT}\.json", re.ASCII)
-_SHARD = re.compile(r".+-\d{5}-of-\d{5}(\.[\w-]+)?\.safetensors", re.ASCII)
+# Weight files: STEM[.VARIANT].SUFFIX, and the index of a sharded one. Pickles are the second choice.
+_SUFFIXES = ("safetensors", "bin")
+_STEM, _VARIANT = r"(diffusion_pytorch_model|pytorch_model|model)", r"(\.(?P<variant>[\w-]+))?"
+_WEIGHTS = re.compile(rf"{_STEM}{_VARIANT}\.(?P<suffix>{'|'.join(_SUFFIXES)})", re.ASCII)
+_SHARD_INDEX = re.compile(rf"{_STEM}\.(?P<suffix>{'|'.join(_SUFFIXES)})\.index{_VARIANT}\.json", re.ASCII)
+_SHARD = re.compile(r".+-\d{5}-of-\d{5}(\.[\w-]+)?\.\w+", re.ASCII)
 
 
 class DiffusersFolder:
@@ -71,6 +73,7 @@ class DiffusersFolder:
             metadata=folder.metadata,
             others=folder.others,
             pipeline=pipeline,
+            title="diffusers folder, pickles" if folder.pickles else None,
         )
 
     def layout(
@@ -114,6 +117,7 @@ class _Folder:
     tensors: dict[str, Stored] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     others: dict[str, InputFile] = field(default_factory=dict)
+    pickles: bool = False
 
     def path(self, name: str) -> Path:
         """A file inside, which may be a link only to inside (or to the blobs of its hub cache entry)."""
@@ -149,7 +153,11 @@ class _Folder:
     def add_weights(self, component: str, name: str) -> set[str]:
         """Reads one header; returns the names of the tensors inside the component."""
         file = look(self.path(f"{component}/{name}"), f"{self.label}/{component}/{name}")
-        tensors, metadata = read_header(file)
+        metadata: dict[str, str] = {}
+        if name.endswith(".bin"):
+            tensors, self.pickles = read_pickled(file), True
+        else:
+            tensors, metadata = read_header(file)
         for inner, (offset, spec) in tensors.items():
             key = f"{component}/{inner}"
             if key in self.tensors:
@@ -181,36 +189,29 @@ def _components(index: Mapping[str, Any], folder: _Folder) -> Iterator[str]:
 
 def _open_component(folder: _Folder, component: str, variant: str | None) -> None:
     names = folder.names(component)
-    singles: dict[str | None, str] = {}
-    indices: dict[str | None, str] = {}
+    singles: dict[str, dict[str | None, str]] = {suffix: {} for suffix in _SUFFIXES}
+    indices: dict[str, dict[str | None, str]] = {suffix: {} for suffix in _SUFFIXES}
     for name in names:
         if match := _WEIGHTS.fullmatch(name):
             if not _SHARD.fullmatch(name):
-                singles[match["variant"]] = name
+                singles[match["suffix"]][match["variant"]] = name
         elif match := _SHARD_INDEX.fullmatch(name):
-            indices[match["variant"]] = name
+            indices[match["suffix"]][match["variant"]] = name
         elif _CARRIED.fullmatch(name) and not name.endswith(".index.json"):
             folder.add_other(f"{component}/{name}")
-    if not singles and not indices:
+    suffix = next((suffix for suffix in _SUFFIXES if singles[suffix] or indices[suffix]), None)
+    if suffix is None:
         if "config.json" in names:  # a model; a scheduler, tokenizer or image processor has none
-            raise _no_weights(folder, component, names)
+            raise folder.error(component, "expected .safetensors or .bin weights, found none")
         return
-    chosen = _choose_variant(folder, component, set(singles) | set(indices), variant)
-    if chosen in singles and chosen in indices:
-        raise folder.error(component, f"both {singles[chosen]} and {indices[chosen]}: which is the model?")
-    if chosen in singles:
-        folder.add_weights(component, singles[chosen])
+    single, index = singles[suffix], indices[suffix]
+    chosen = _choose_variant(folder, component, set(single) | set(index), variant)
+    if chosen in single and chosen in index:
+        raise folder.error(component, f"both {single[chosen]} and {index[chosen]}: which is the model?")
+    if chosen in single:
+        folder.add_weights(component, single[chosen])
     else:
-        _open_shards(folder, component, indices[chosen])
-
-
-def _no_weights(folder: _Folder, component: str, names: list[str]) -> InputError:
-    pickled = [name for name in names if name.endswith((".bin", ".ckpt", ".pt"))]
-    found = f"only {pickled[0]}, a pickle" if pickled else "none"
-    error = folder.error(component, f"expected .safetensors weights, found {found}")
-    if pickled:
-        error.hint = "load the pipeline with diffusers and save_pretrained it: that writes .safetensors"
-    return error
+        _open_shards(folder, component, index[chosen], suffix)
 
 
 def _choose_variant(
@@ -232,7 +233,7 @@ def _choose_variant(
     raise error
 
 
-def _open_shards(folder: _Folder, component: str, index_name: str) -> None:
+def _open_shards(folder: _Folder, component: str, index_name: str, suffix: str) -> None:
     where = f"{component}/{index_name}"
     index = folder.json(where)
     weight_map = index.get("weight_map")
@@ -242,8 +243,8 @@ def _open_shards(folder: _Folder, component: str, index_name: str) -> None:
     for key, name in weight_map.items():
         shards_of.setdefault(name, set()).add(key)
     for name, keys in sorted(shards_of.items()):
-        if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", name, re.ASCII):
-            raise folder.error(where, f"weight_map: {quote(name)} is no bare name of a .safetensors file")
+        if not re.fullmatch(rf"[\w-][\w.-]*\.{suffix}", name, re.ASCII):
+            raise folder.error(where, f"weight_map: {quote(name)} is no bare name of a .{suffix} file")
         found = folder.add_weights(component, name)
         if difference := sorted(found ^ keys):
             side = "the index only" if difference[0] in keys else "the shard only"

@@ -27,6 +27,7 @@ MAX_DIMENSIONS = 64
 MAX_KEY_BYTES = 512
 MAX_BITS = 1 << 63
 
+_RENAME = "its name is wrong: call it .ckpt if that is what you expect it to be"
 # What a file that is no safetensors file begins with, and what it is.
 _LOOK_ALIKES = (
     (b"version https://git-lfs", "a git-lfs pointer, not the model itself", "run: git lfs pull"),
@@ -34,9 +35,9 @@ _LOOK_ALIKES = (
     (b"<!doctype", "a web page (HTML)", "download the file itself, not the page about it"),
     (b"<html", "a web page (HTML)", "download the file itself, not the page about it"),
     (b"GGUF", "a GGUF file", None),
-    (b"PK\x03\x04", "a zip archive (a pickle checkpoint?)", "convert it to .safetensors first"),
-    (b"\x80\x02", "a pickle", "convert it to .safetensors first"),
-    (b"\x80\x04", "a pickle", "convert it to .safetensors first"),
+    (b"PK\x03\x04", "a zip archive (a pickle checkpoint?)", _RENAME),
+    (b"\x80\x02", "a pickle", _RENAME),
+    (b"\x80\x04", "a pickle", _RENAME),
     (b"7z\xbc\xaf", "a 7z archive", "unpack it first"),
     (b"\x1f\x8b", "a gzip stream", "unpack it first"),
     (b"\x28\xb5\x2f\xfd", "a zstd stream", "unpack it first"),
