@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 RANK_TOLERANCE = 1e-6  # of the largest singular value: what is not above it is no direction of the matrix
 # Tables with a row for each token or position, in the names of transformers, open_clip and T5.
-EMBEDDINGS = frozenset(
-    "token_embedding position_embedding positional_embedding embed_tokens shared pos_embed "
-    "relative_attention_bias".split()
-)
+EMBEDDINGS = {
+    *("token_embedding", "position_embedding", "positional_embedding", "embed_tokens", "shared"),
+    *("pos_embed", "relative_attention_bias"),
+}
 Exclude = Literal["embeddings", "none"]
 SUBSPACE_COPIES = (8, 24)  # of the operands, most of them in float64: see the tests of memory
 
