@@ -73,7 +73,7 @@ def _masked(
     return masked
 
 
-@method(determinism="stable", scope=_scope, copies=(2, 14), result_is=_checked)
+@method(determinism="stable", scope=_scope, copies=(2, 16), result_is=_checked)
 def della_linear(
     base: Weight,
     *models: Delta,
@@ -115,7 +115,7 @@ def della_linear(
     return result
 
 
-@method(determinism="stable", scope=_scope, copies=(2, 14), result_is=_checked)
+@method(determinism="stable", scope=_scope, copies=(2, 16), result_is=_checked)
 def della(
     base: Weight,
     *models: Delta,

@@ -63,7 +63,7 @@ def _power(rotation: Tensor, share: float) -> Tensor:
     return result
 
 
-@method(determinism="machine", scope="tensor", copies=(8, 24), result_is=_end)
+@method(determinism="machine", scope="tensor", copies=(8, 32), result_is=_end)
 def rotate(
     a: Weight,
     b: Weight,

@@ -8,7 +8,7 @@ from runner.methods.registry import PerModel, Range, Weight, each, method
 from runner.methods.subspace import svd, wide_matrix
 
 
-@method(determinism="machine", scope="tensor", copies=(4, 24))
+@method(determinism="machine", scope="tensor", copies=(1, 20))
 def svc(
     a: Weight,
     base: Weight,

@@ -46,7 +46,7 @@ def _randomized(matrix: Tensor, rank: int, random: Random) -> Tensor:
     return reduced
 
 
-@method(determinism="machine", scope="tensor", copies=(2, 24))
+@method(determinism="machine", scope="tensor", copies=(2, 16))
 def truncate_rank(
     base: Weight,
     model: Weight,
@@ -109,7 +109,7 @@ def _factor_shape(shape: tuple[int, ...], ratio: float) -> tuple[int, int]:
     return min(pairs, key=distance)
 
 
-@method(determinism="machine", scope="tensor", copies=(2, 24))
+@method(determinism="machine", scope="tensor", copies=(2, 16))
 def truncate_kronecker(base: Weight, model: Weight, *, ratio: Annotated[float, Range(0, 1)] = 0.5) -> Weight:
     """base + the Kronecker product A⊗B that is nearest to model − base.
 
