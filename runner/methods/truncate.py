@@ -55,7 +55,7 @@ def truncate_rank(
     rank: Annotated[float, Range(0, 100_000)] = 8,
     ratio: Annotated[float, Range(0, 1)] = 1.0,
     energy: Annotated[float, Range(0, 1)] = 1.0,
-    method: Literal["exact", "randomized"] = "exact",
+    solver: Literal["exact", "randomized"] = "exact",
 ) -> Weight:
     """base + the best approximation of model − base by a matrix of low rank.
 
@@ -68,7 +68,7 @@ def truncate_rank(
         rank: of the difference, cut to an integer.
         ratio: below 1, the rank is this share of the full one instead.
         energy: below 1, the rank is the least that has this share of the squared difference instead.
-        method: "exact" takes all singular values; "randomized" is faster for low ranks and nearly as
+        solver: "exact" takes all singular values; "randomized" is faster for low ranks and nearly as
             good. With energy all are taken in any case.
 
     Source: Eckart and Young, Psychometrika 1, 1936; Halko et al., https://arxiv.org/abs/0909.4061.
@@ -81,7 +81,7 @@ def truncate_rank(
         return base.clone()
     if energy == 1 and wanted == min(matrix.shape):
         return model.clone()
-    if method == "randomized" and energy == 1:
+    if solver == "randomized" and energy == 1:
         reduced = _randomized(matrix, wanted, random)
     else:
         left, values, right = svd(matrix)

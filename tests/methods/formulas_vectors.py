@@ -371,9 +371,9 @@ def svc_of(a: Array, base: Array, *x: Array, weight: Any = 1.0, alpha: float = 1
 
 
 def truncate_rank_of(
-    base: Array, model: Array, rank: float = 8, ratio: float = 1, energy: float = 1, method: str = "exact"
+    base: Array, model: Array, rank: float = 8, ratio: float = 1, energy: float = 1, solver: str = "exact"
 ) -> Array:
-    """`method` plays no part: the randomized one is exact where it looks at all columns."""
+    """`solver` plays no part: the randomized one is exact where it looks at all columns."""
     if base.ndim < 2:
         return model
     u, s, vt = np.linalg.svd(matrix(model - base), full_matrices=False)
@@ -511,8 +511,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     *(("knots", "base", {"density": D, "inner": inner}) for inner in ("ties", "dare_ties")),
     *(("svc", "base", {"weight": [0.6, 0.9], "alpha": alpha}) for alpha in (0.3, 1.0)),
     *(
-        ("truncate_rank", "ab", {"method": method, **given})
-        for method in ("exact", "randomized")
+        ("truncate_rank", "ab", {"solver": solver, **given})
+        for solver in ("exact", "randomized")
         for given in ({}, {"rank": 0.0}, {"rank": 2.7}, {"ratio": 0.4}, {"energy": 0.7}, {"energy": 0.0})
     ),
     *(("truncate_kronecker", "ab", {"ratio": ratio}) for ratio in (0.0, 0.3, 0.5, 1.0)),

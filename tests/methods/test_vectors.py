@@ -433,15 +433,15 @@ def test_randomized_truncation_is_nearly_the_best(turned: bool) -> None:
     model = decaying().t().contiguous() if turned else decaying()
     zero = torch.zeros_like(model)
     best = run("truncate_rank", zero, model, rank=5.0)
-    near = run("truncate_rank", zero, model, rank=5.0, method="randomized")
+    near = run("truncate_rank", zero, model, rank=5.0, solver="randomized")
     assert rank_of(near) == rank_of(best) == 5
     least = norm(model - best)
     assert (1 - 1e-12) * least <= norm(model - near) < 1.0001 * least
-    again = run("truncate_rank", zero, model, rank=5.0, method="randomized")
+    again = run("truncate_rank", zero, model, rank=5.0, solver="randomized")
     other = Random(SEED + 1, MERGE, ["base", "x1"], KEY, 0)
     assert torch.equal(again, near)
     assert not torch.equal(
-        run("truncate_rank", zero, model, rank=5.0, method="randomized", random=other), near
+        run("truncate_rank", zero, model, rank=5.0, solver="randomized", random=other), near
     )
 
 
