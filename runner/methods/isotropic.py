@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 from runner.methods.registry import Delta, PerModel, Range, Weight, first_without_scale, method
 from runner.methods.subspace import (
     RANK_TOLERANCE,
-    SUBSPACE_COPIES,
     Exclude,
     is_excluded,
     merge_matrices,
@@ -50,9 +49,7 @@ def _common_and_specific(matrices: Sequence[Tensor], common: float) -> Tensor:
     return turned.mul_(strength.mean() if len(strength) else 0)
 
 
-@method(
-    determinism="machine", scope="tensor", at_least=2, copies=SUBSPACE_COPIES, result_is=first_without_scale
-)
+@method(determinism="machine", scope="tensor", at_least=2, copies=(5, 10), result_is=first_without_scale)
 def iso_c(
     base: Weight,
     *models: Delta,
@@ -78,9 +75,7 @@ def iso_c(
     return merge_matrices(base, models, weight, scale, is_excluded(part.key, exclude), _flat)
 
 
-@method(
-    determinism="machine", scope="tensor", at_least=2, copies=SUBSPACE_COPIES, result_is=first_without_scale
-)
+@method(determinism="machine", scope="tensor", at_least=2, copies=(9, 20), result_is=first_without_scale)
 def iso_cts(
     base: Weight,
     *models: Delta,

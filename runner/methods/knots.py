@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from runner.methods.dare import dare_ties
 from runner.methods.random import Random
 from runner.methods.registry import Delta, PerModel, Range, Weight, first_without_scale, method
-from runner.methods.subspace import SUBSPACE_COPIES, Exclude, is_excluded, merge_matrices, svd
+from runner.methods.subspace import Exclude, is_excluded, merge_matrices, svd
 from runner.methods.ties import ties
 from runner.methods.tiles import WHOLE, Part
 
@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@method(
-    determinism="machine", scope="tensor", at_least=2, copies=SUBSPACE_COPIES, result_is=first_without_scale
-)
+@method(determinism="machine", scope="tensor", at_least=2, copies=(9, 14), result_is=first_without_scale)
 def knots(
     base: Weight,
     *models: Delta,

@@ -22,7 +22,6 @@ EMBEDDINGS = {
     *("pos_embed", "relative_attention_bias"),
 }
 Exclude = Literal["embeddings", "none"]
-SUBSPACE_COPIES = (9, 16)  # measured: the matrices of all, and the decomposition of all of them at once
 
 
 def is_excluded(key: str, exclude: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from runner.methods.registry import Delta, PerModel, Weight, first_without_scale, method
-from runner.methods.subspace import SUBSPACE_COPIES, Exclude, is_excluded, merge_matrices, polar, svd
+from runner.methods.subspace import Exclude, is_excluded, merge_matrices, polar, svd
 from runner.methods.tiles import WHOLE, Part
 
 if TYPE_CHECKING:
@@ -27,9 +27,7 @@ def _merge(matrices: Sequence[Tensor]) -> Tensor:
     return turned @ polar(torch.cat(right).t()).t()
 
 
-@method(
-    determinism="machine", scope="tensor", at_least=2, copies=SUBSPACE_COPIES, result_is=first_without_scale
-)
+@method(determinism="machine", scope="tensor", at_least=2, copies=(6, 16), result_is=first_without_scale)
 def tsv_m(
     base: Weight,
     *models: Delta,

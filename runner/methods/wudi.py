@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from runner.methods.registry import Delta, PerModel, Weight, first_without_scale, method
-from runner.methods.subspace import SUBSPACE_COPIES, Exclude, is_excluded, merge_matrices, svd
+from runner.methods.subspace import Exclude, is_excluded, merge_matrices, svd
 from runner.methods.tiles import WHOLE, Part
 
 if TYPE_CHECKING:
@@ -31,9 +31,7 @@ def _least_disturbing(matrices: Sequence[Tensor]) -> Tensor:
     return (result / values.square()) @ right
 
 
-@method(
-    determinism="machine", scope="tensor", at_least=2, copies=SUBSPACE_COPIES, result_is=first_without_scale
-)
+@method(determinism="machine", scope="tensor", at_least=2, copies=(15, 10), result_is=first_without_scale)
 def wudi(
     base: Weight,
     *models: Delta,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from runner.errors import RecipeError
@@ -15,6 +17,7 @@ from runner.methods import METHODS
 from runner.methods.random import Random
 from runner.methods.subspace import is_excluded, polar, svd
 from runner.methods.tiles import Part, Tile
+from tests.build import merged
 from tests.methods import formulas_vectors as formulas
 from tests.methods.test_formulas import KEY, MERGE, SEED, close, norm, normal, run, tensor
 
@@ -92,6 +95,27 @@ def test_differences_of_any_size_are_treated_alike(name: str, power: int) -> Non
     zero, factor = torch.zeros(6, 8, dtype=torch.float64), 2.0**power
     result = run(name, zero, *(delta * factor for delta in deltas))
     close(result / factor, run(name, zero, *deltas), 1e-9)
+
+
+@pytest.mark.parametrize(
+    "name", ["della", "breadcrumbs", "breadcrumbs_ties", "sce", "trust_region", "arcee_fusion", "iso_cts"]
+)
+def test_the_engine_gives_what_the_whole_tensor_gives_in_any_tiles(name: str, tmp_path: Path) -> None:
+    shapes = {"model.diffusion_model.a.weight": (300, 250), "model.diffusion_model.b.bias": (70_000,)}
+    roles = ["base", "model"] if len(METHODS[name, None].roles) == 2 else ["base", "x", "y"]
+    for seed, role in enumerate(roles):
+        tensors = {key: normal(shape, 1, seed)[0].float() for key, shape in shapes.items()}
+        save_file(tensors, tmp_path / f"{role}.safetensors", {"format": "pt"})
+    tree = {"method": name, "models": {role: f"{role}.safetensors" for role in roles}}
+    small, large = (
+        merged(tree, tmp_path, tmp_path / str(tile), tile_elements=tile) for tile in (32768, 1 << 20)
+    )
+    assert all(torch.equal(small[key], large[key]) for key in shapes)
+    key = "model.diffusion_model.a.weight"
+    if name not in ("della", "trust_region"):  # they need the stream and the whole model
+        base, *others = (load_file(tmp_path / f"{role}.safetensors")[key] for role in roles)
+        others = [other - base for other in others] if METHODS[name, None].deltas else others
+        close(small[key], run(name, base, *others).double(), 1e-6)
 
 
 # Points in the middle.
