@@ -37,21 +37,23 @@ class Random:
         self._texts = [("runner-rng-1", str(seed), merge, role, key) for role in roles]
         self._start = start
 
-    def keep(self, model: int, like: Tensor, probability: float) -> Tensor:
+    def keep(self, model: int, like: Tensor, probability: float | Tensor) -> Tensor:
         """A mask in the shape of `like` that is true with a probability, element by element.
 
         Args:
             model: number of the operand whose stream is used, the base being 0.
             like: gives shape and device.
-            probability: 0 to 1.
+            probability: 0 to 1, for all elements, or in float64 for each.
         """
         import numpy as np
         import torch
 
-        drawn = self._words(model, self._start, like.numel())
-        dropped = np.uint64(int((1 - probability) * 2**MANTISSA_BITS))
-        mask = (drawn >> np.uint64(64 - MANTISSA_BITS)) >= dropped
-        return torch.from_numpy(mask).reshape(like.shape).to(like.device)
+        drawn = self._words(model, self._start, like.numel()) >> np.uint64(64 - MANTISSA_BITS)
+        if isinstance(probability, torch.Tensor):
+            dropped = ((1 - probability.reshape(-1)) * 2**MANTISSA_BITS).cpu().numpy().astype(np.uint64)
+        else:
+            dropped = np.uint64(int((1 - probability) * 2**MANTISSA_BITS))
+        return torch.from_numpy(drawn >= dropped).reshape(like.shape).to(like.device)
 
     def normal(self, model: int, like: Tensor) -> Tensor:
         """Normal numbers (mean 0, deviation 1) in the shape of `like`, in float64.

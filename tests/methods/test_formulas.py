@@ -31,7 +31,7 @@ from runner.methods.selection import top as top_share
 from runner.methods.sums import cosine, gram, row_dots
 from runner.methods.tiles import WHOLE, Part, Tile, whole
 from tests.build import merged
-from tests.methods import formulas_elementwise
+from tests.methods import formulas_elementwise, formulas_vectors
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SHAPES = ((), (1,), (3,), (5, 1), (7, 9), (4, 3, 3, 3))
@@ -294,6 +294,7 @@ REFERENCES: dict[str, Callable[..., Array]] = {
     "dare_ties": dare_ties_of,
     "model_stock": model_stock_of,
     "slerp": slerp_of,
+    **formulas_vectors.REFERENCES,
 }
 
 # Weights of means are exact in float32; see the test of weights that are not.
@@ -359,6 +360,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         ("slerp", "ab", {"alpha": 0.3, "per": per, "linear_above": 0.5})
         for per in ("tensor", "row", "column")
     ),
+    *formulas_vectors.CASES,
 ]
 
 REFERENCES.update(formulas_elementwise.REFERENCES)
@@ -379,7 +381,7 @@ def test_every_method_has_a_reference_and_every_choice_a_case() -> None:
 def test_the_formula(name: str, roles: str, parameters: dict[str, Any], shape: tuple[int, ...]) -> None:
     operands = normal(shape, ROLES[roles])
     expected = REFERENCES[name](*(one.numpy() for one in operands), **parameters)
-    close(run(name, *operands, **parameters), expected, 1e-11 if name == "model_stock" else 1e-12)
+    close(run(name, *operands, **parameters), expected, formulas_vectors.TOLERANCES.get(name, 1e-12))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -19,6 +19,7 @@ what was called, our method and parameters, and, where we differ on purpose, how
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import warnings
@@ -562,6 +563,193 @@ def elementwise_cases() -> None:
     )
 
 
+def vector_cases() -> None:
+    """mergekit and sd-mecha: methods on vectors and matrices."""
+    from mergekit.merge_methods import registry
+    from mergekit.merge_methods.base import PerInputValues, TensorGroup
+    from sd_mecha.extensions.builtin.merge_methods import kronecker, svd, ties
+
+    seeds = itertools.count(3000)
+
+    def add(name: str, call: Call, method: str, **rest: Any) -> None:
+        case(name, call, method, seed=next(seeds), **rest)
+
+    def kit(
+        name: str, *, has_base: bool = False, each: dict[str, Sequence[float]] | None = None, **options: Any
+    ) -> Call:
+        def call(models: list[Tensor]) -> Tensor:
+            names = list(map(str, range(len(models))))
+            group = TensorGroup.from_tensors(models, ids=names, base_index=0 if has_base else None)
+            others = names[1:] if has_base else names
+            values = {
+                key: PerInputValues(list(zip(others, found, strict=True)))
+                for key, found in (each or {}).items()
+            }
+            return registry.get(name).merge_group(group, **values, **options)
+
+        return call
+
+    def sparse(name: str, *, weight: list[float], density: list[float], **rest: Any) -> Call:
+        each: dict[str, Sequence[float]] = {"weight": weight, "density": density}
+        each |= {key: rest.pop(key) for key in ("gamma", "epsilon") if key in rest}
+        return kit(
+            name, has_base=True, each=each, **{"int8_mask": False, "rescale": False, "lambda": 0.8, **rest}
+        )
+
+    conv, bias, some = (4, 3, 3, 3), (90,), [0.75, 0.5, 1.25]
+    for name in ("della_linear", "della"):
+        given: dict[str, Any] = {"weight": some, "density": [1.0, 1.0, 1.0], "normalize": name == "della"}
+        call = sparse(name, epsilon=[0.15] * 3, **given)
+        add(f"mergekit/{name}", call, name, epsilon=[0.15] * 3, scale=0.8, **given)
+    for name in ("breadcrumbs", "breadcrumbs_ties"):
+        given = {"weight": some, "density": [0.6, 0.3, 0.9], "gamma": [0.1, 0.0, 0.3]}
+        for label, shape in {"": (7, 9), "/conv": conv, "/bias": bias}.items():
+            call = sparse(name, normalize=label == "/bias", **given)
+            add(
+                f"mergekit/{name}{label}",
+                call,
+                name,
+                shape=shape,
+                normalize=label == "/bias",
+                scale=0.8,
+                **given,
+            )
+    given = {"weight": some, "density": [0.9] * 3, "gamma": [0.01] * 3, "normalize": False}
+    add(
+        "mergekit/breadcrumbs/one",
+        sparse("breadcrumbs", **given),
+        "breadcrumbs",
+        shape=(1,),
+        scale=0.8,
+        differs="keeps int(density N) elements, so none of one; ours at least one",
+        **given,
+    )
+    for label, shape in {"": (7, 9), "/conv": conv, "/bias": bias, "/one": (1,)}.items():
+        add(f"mergekit/sce{label}", kit("sce", has_base=True), "sce", shape=shape)
+    for label, shape in {"/some": (7, 9), "/some/conv": conv}.items():
+        call = kit("sce", has_base=True, select_topk=0.4)
+        add(f"mergekit/sce{label}", call, "sce", shape=shape, select_topk=0.4)
+    add(
+        "mergekit/sce/tiny",
+        kit("sce", has_base=True),
+        "sce",
+        near=1e-4,
+        differs="mean squares that add up to less than 1e-6 count as equal; ours weighs small ones too",
+    )
+    pair: dict[str, Sequence[float]] = {"weight": [0.7, 0.4]}
+    for label, shape in {"": (7, 9), "/conv": conv, "/bias": bias}.items():
+        add(f"mergekit/nuslerp{label}", kit("nuslerp", each=pair), "nuslerp", count=2, shape=shape, **pair)
+    add(
+        "mergekit/nuslerp/base",
+        kit("nuslerp", has_base=True, each=pair),
+        "nuslerp",
+        count=3,
+        first_is_base=True,
+        **pair,
+    )
+    for label, per, row_wise in (("row", "row", False), ("column", "column", True)):
+        call = kit("nuslerp", each=pair, nuslerp_flatten=False, nuslerp_row_wise=row_wise)
+        add(f"mergekit/nuslerp/{label}", call, "nuslerp", count=2, per=per, **pair)
+    add(
+        "mergekit/nuslerp/row/conv",
+        kit("nuslerp", each=pair, nuslerp_flatten=False),
+        "nuslerp",
+        count=2,
+        shape=conv,
+        per="row",
+        differs="the rows of a convolution are those of its kernels, of 3 numbers; ours are its filters",
+        **pair,
+    )
+    several: dict[str, Sequence[float]] = {"weight": [0.7, 0.4, 1.1]}
+    for label, shape in {"": (7, 9), "/conv": conv, "/bias": bias}.items():
+        call = kit("multislerp", each=several, eps=1e-300)
+        add(f"mergekit/multislerp{label}", call, "multislerp", count=3, shape=shape, **several)
+        call = kit("karcher", max_iter=50, tol=1e-12)
+        add(f"mergekit/karcher{label}", call, "karcher", count=3, shape=shape, max_iter=50, tol=1e-12)
+    add(
+        "mergekit/multislerp/base",
+        kit("multislerp", has_base=True, each=several, eps=1e-300),
+        "multislerp",
+        first_is_base=True,
+        **several,
+    )
+    for label, shape in {"": (7, 9), "/bias": bias}.items():
+        call = kit("arcee_fusion", has_base=True)
+        add(f"mergekit/arcee_fusion{label}", call, "arcee_fusion", count=2, shape=shape)
+    for label, shape in {"/conv": conv, "/point": (6, 5, 1, 1)}.items():
+        add(
+            f"mergekit/arcee_fusion{label}",
+            kit("arcee_fusion", has_base=True),
+            "arcee_fusion",
+            count=2,
+            shape=shape,
+            differs="the softmax of a convolution is over the width of its kernels; ours over its filters",
+        )
+
+    def median(models: list[Tensor]) -> Tensor:
+        return ties.geometric_median.__wrapped__(*models, maxiter=5)
+
+    def dropout(models: list[Tensor]) -> Tensor:
+        base, *others = models
+        return base + ties.dropout.__wrapped__(*(one - base for one in others), probability=0.0)
+
+    def of_delta(function: Any, **options: Any) -> Call:
+        def call(models: list[Tensor]) -> Tensor:
+            base, model = models
+            return base + function.__wrapped__(model - base, use_approximate_basis=False, **options)
+
+        return call
+
+    def rotate(alignment: float, alpha: float, centralization: float) -> Call:
+        def call(models: list[Tensor]) -> Tensor:
+            a, b = ({"key": model} for model in models)
+            number = torch.tensor(alpha, dtype=torch.float64)
+            return svd.rotate.__wrapped__(a, b, alignment, number, centralization, key="key")
+
+        return call
+
+    for label, shape in {"": (7, 9), "/conv": conv, "/bias": bias}.items():
+        add(f"sd-mecha/geometric_median{label}", median, "geometric_median", shape=shape, max_iter=5)
+    add("sd-mecha/dropout", dropout, "dare_linear", density=[1.0] * 3, normalize=True)
+    for label, shape in {"": (7, 9), "/conv": conv, "/bias": bias}.items():
+        call = of_delta(svd.truncate_rank, rank=2)
+        add(f"sd-mecha/truncate_rank{label}", call, "truncate_rank", count=2, shape=shape, rank=2)
+        for ratio in (0.3, 0.5):
+            call = of_delta(kronecker.truncate_kronecker, kronecker_ratio=ratio)
+            name = f"sd-mecha/truncate_kronecker{label}/{ratio:g}".replace(".", "")
+            add(
+                name,
+                call,
+                "truncate_kronecker",
+                count=2,
+                shape=(6, 8) if shape == (7, 9) else shape,
+                ratio=ratio,
+            )
+    for label, shape, alignment in (("", (9, 5), 1.0), ("/half", (9, 5), 0.5), ("/square", (6, 6), 1.0)):
+        numbers = {"alignment": alignment, "alpha": 0.3, "centralization": 0.5}
+        add(f"sd-mecha/rotate{label}", rotate(**numbers), "rotate", count=2, shape=shape, **numbers)
+    numbers = {"alignment": 1.0, "alpha": 0.0, "centralization": 1.0}
+    add("sd-mecha/rotate/bias", rotate(1.0, 0.3, 1.0), "rotate", count=2, shape=bias, alpha=0.3)
+    add(
+        "sd-mecha/rotate/wide",
+        rotate(**numbers),
+        "rotate",
+        count=2,
+        shape=(5, 9),
+        differs="a wide matrix is also turned where the rotation is not known, and its length changes",
+        **numbers,
+    )
+    add(
+        "sd-mecha/rotate/conv",
+        rotate(**numbers),
+        "rotate",
+        count=2,
+        shape=conv,
+        differs="a convolution is [out * in, k * k], so that only kernels are turned; ours turns filters",
+        **numbers,
+    )
+
+
 def main() -> None:
     """Calls every peer and writes the file."""
     warnings.simplefilter("ignore")
@@ -570,6 +758,7 @@ def main() -> None:
     sd_mecha_cases()
     peft_cases()
     elementwise_cases()
+    vector_cases()
     expected = {
         name: call(inputs(recipe["seed"], recipe["count"], recipe["shape"], recipe["near"])).contiguous()
         for name, (recipe, call) in CASES.items()
