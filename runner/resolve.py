@@ -460,7 +460,8 @@ def _check_layouts(models: tuple[Model, ...], primary: Model) -> None:
         if theirs.format != ours.format and not (same and primary.architecture):
             raise IncompatibleError(
                 f"{quote(ours.label)} is a {FORMATS[ours.format].title} ({primary.title}), "
-                f"{quote(theirs.label)} is a {FORMATS[theirs.format].title} ({model.title})",
+                f"{quote(theirs.label)} is a {FORMATS[theirs.format].title} ({model.title}): "
+                "their layouts cannot be mixed",
                 tag="LAYOUT",
-                hint="layouts can be mixed only where both models are of the same known architecture",
+                hint="that is possible where both models are of the same known architecture",
             )

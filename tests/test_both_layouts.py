@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from runner.architectures import ARCHITECTURES
-from runner.architectures.layouts import canonical
 from runner.checkpoint import Checkpoint, Stored
 from runner.dialects import DIALECTS, layouts
 from runner.errors import Location, Problems
@@ -16,6 +15,7 @@ from runner.methods import Parameter
 from runner.resolve import Model, _names
 from runner.rules import Names
 from runner.tensors import TensorSpec
+from runner.view import view_of
 from runner.weighting import parse_weighting
 from tests.architectures.test_layouts import CASES, back, folder
 
@@ -35,7 +35,9 @@ RECIPES: dict[str, Any] = {
 
 def names(architecture: str, layout: str, specs: dict[str, TensorSpec]) -> Names:
     tensors = {key: Stored(0, 0, spec) for key, spec in specs.items()}
-    model = Model((), Checkpoint(layout, layout, Path(), (), tensors), ARCHITECTURES[architecture], None)
+    found = ARCHITECTURES[architecture]
+    view = view_of(found, layout, specs)
+    model = Model((), Checkpoint(layout, layout, Path(), (), tensors), view, found, None)
     return _names(model, (model,))
 
 
@@ -59,11 +61,8 @@ def test_a_tensor_has_the_same_value_in_a_folder_and_in_its_single_file(case: st
             if name in known.components or name not in ("vae", "text_encoder")
         }
         weighting = parse_weighting(Parameter("alpha", 0.5, None), present, (), True, known, problems)
-        found.append({key: weighting.at(key, known.places[key]) for key in specs})
+        found.append({key: weighting.at(key, known.places[key]) for key in known.places})
     problems.raise_if_any()
     in_folder, in_file = found
     assert len(set(in_file.values())) > 1
-    for key, value in in_file.items():
-        parts = canonical(ARCHITECTURES[architecture], "checkpoint", key)
-        assert parts
-        assert {in_folder[part] for part in parts} == {value}, key
+    assert in_folder == in_file

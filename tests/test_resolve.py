@@ -64,7 +64,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ),
     (
         tree(output={"format": "diffusers"}),
-        "output.format: converting single file to diffusers is not possible yet",
+        'output.format: "a.safetensors" is of an unknown architecture: its layout cannot be converted',
     ),
     (tree(output={"dtype": {"vea": "float16"}}), 'output.dtype.vea: no such component, did you mean "vae"?'),
     (tree(output={"max_shard_size": "1GB"}), "output.max_shard_size: a single file is not split"),
@@ -175,12 +175,13 @@ def test_what_is_no_model_says_why(name: str, reason: str, models: Path) -> None
     assert caught.value.exit_code == 4 and name in caught.value.message
 
 
-def test_layouts_are_not_mixed_yet(models: Path, cache: Path) -> None:
+def test_layouts_of_unknown_architectures_are_not_mixed(models: Path, cache: Path) -> None:
     shutil.copytree(demo_model("photo", cache), models / "photo")
-    with pytest.raises(IncompatibleError, match="layouts cannot be mixed yet") as caught:
+    with pytest.raises(IncompatibleError, match="their layouts cannot be mixed") as caught:
         resolved(tree(models={"a": "photo", "b": "b.safetensors"}), models)
     assert caught.value.exit_code == 5
-    assert '"photo" is a diffusers folder, "b.safetensors" is a single file' in caught.value.message
+    assert '"photo" is a diffusers folder (Stable Diffusion 1.x)' in caught.value.message
+    assert '"b.safetensors" is a single file (unknown)' in caught.value.message
 
 
 def test_blocks_are_named_by_architecture(models: Path, cache: Path) -> None:
