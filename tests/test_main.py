@@ -132,7 +132,7 @@ def test_help_teaches_and_names_jobs_and_recipes(tmp_path: Path) -> None:
     done = run(tmp_path, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert "job: import, merge, methods, plan" in done.stdout
-    assert "recipe: add_difference, anime_mix," in done.stdout
+    assert "recipe: add_difference, add_noise," in done.stdout
     assert "recipe.alpha=0.4" in done.stdout
     assert "Exit codes" in done.stdout
     written = [line for line in done.stdout.splitlines() if not line.startswith("recipe: ")]
