@@ -160,6 +160,9 @@ def read_adapters(
         specs: of the tensors of the file.
         metadata: of its header.
         config: PEFT's adapter_config.json that lies beside it, if there is one.
+
+    Raises:
+        InputError: the metadata or the config say scales in a way that cannot be read.
     """
     groups, unmatched = _grouped(specs)
     found: list[Adapter] = []
@@ -184,22 +187,16 @@ def read_adapters(
             except MisfitError as misfit:
                 misfits[group.name] = str(misfit)
     misfits |= _overlaps(found)
-    return Adapters(tuple(found), unmatched, absent, misfits, _notes(found, settings))
+    return Adapters(tuple(found), unmatched, absent, misfits, _notes(found))
 
 
-def _notes(adapters: Iterable[Adapter], settings: Settings) -> tuple[str, ...]:
-    """What is unusual: settings that cannot be read, and a file of PEFT's that lacks them."""
+def _notes(adapters: Iterable[Adapter]) -> tuple[str, ...]:
+    """What is unusual: a file of PEFT's without its config."""
     for adapter in adapters:
-        if (
-            dialect_of(adapter.name) is Dialect.PEFT
-            and adapter.rank
-            and not (adapter.alpha or adapter.stated)
-        ):
-            return (
-                *settings.notes,
-                "no alpha: scales are taken to be 1 (PEFT keeps it in adapter_config.json)",
-            )
-    return settings.notes
+        said = adapter.alpha or adapter.stated is not None
+        if dialect_of(adapter.name) is Dialect.PEFT and adapter.rank and not said:
+            return ("no alpha is stated (PEFT does in adapter_config.json): the scale is 1",)
+    return ()
 
 
 def folder_specs(architecture: Architecture, layout: str, specs: Specs) -> dict[str, TensorSpec]:

@@ -46,7 +46,7 @@ class Product:
     rank: int | None = None
 
 
-_ADAPTER = r"(?:\.[^.]+)?"  # the name PEFT gives an adapter
+_ADAPTER = r"(?:\.[^.]{1,64})?"  # the name PEFT gives an adapter
 _OLD = r"(?:_lora[12]?|\.lora|\.lora_linear_layer)"  # diffusers before it used PEFT, and X-Labs
 _HADA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
 _LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
@@ -69,6 +69,7 @@ _ROLES = {
     ),
 }
 _KEY = re.compile("(?:" + "|".join(f"(?P<{role}>{pattern})" for role, pattern in _ROLES.items()) + r")\Z")
+_LONGEST = 128  # characters of what it matches; keys come from strangers
 _BESIDE = {"alpha", "dora_scale", "magnitude_vector", "other"}  # these are no factors
 BIASES = ("diff_b", "b_norm")
 MAGNITUDES = ("dora_scale", "magnitude_vector")
@@ -76,8 +77,8 @@ MAGNITUDES = ("dora_scale", "magnitude_vector")
 
 def role_of(key: str) -> tuple[str, str] | None:
     """The name of the module a key belongs to, and its role there; None if it is no key of an adapter."""
-    match = _KEY.search(key)
-    if not match or not match.start():
+    match = _KEY.search(key, max(len(key) - _LONGEST, 1))
+    if not match:
         return None
     role = match.lastgroup
     assert role is not None

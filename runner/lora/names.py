@@ -56,8 +56,15 @@ class Module:
 
 @dataclass(frozen=True)
 class _Names:
-    """Of one architecture, component and name → the module, with dots and with underscores."""
+    """Of one architecture, component and name → the module.
 
+    Attributes:
+        own: by the names the two layouts have for it.
+        dotted: by these and by older ones.
+        underscored: by the same with underscores for dots.
+    """
+
+    own: dict[tuple[str, str], Module]
     dotted: dict[tuple[str, str], Module]
     underscored: dict[tuple[str, str], Module]
 
@@ -112,9 +119,9 @@ def find_module(architecture: Architecture, name: str) -> Module | None:
 
 def module_names(architecture: Architecture) -> dict[str, Module]:
     """Every name kohya's tools could give a module, of the original code or of diffusers → the module."""
-    names = _names(architecture.name).underscored
     return {
-        f"{kohya_prefix(architecture, component)}_{name}": names[component, name] for component, name in names
+        f"{kohya_prefix(architecture, component)}_{inner.replace('.', '_')}": module
+        for (component, inner), module in _names(architecture.name).own.items()
     }
 
 
@@ -159,22 +166,19 @@ def _only(found: Iterable[Module | None]) -> Module | None:
 @functools.cache
 def _names(name: str) -> _Names:
     """All names of an architecture's modules."""
-    dotted: dict[tuple[str, str], Module] = {}
+    own: dict[tuple[str, str], Module] = {}
     for component, ties in COMPONENTS[name].items():
         if component == "vae":
             continue
         for tie in ties():
             for module_name, end, slots in _tensors(component, tie):
                 at = component, module_name
-                module = dotted.get(at, Module())
-                dotted[at] = replace(module, **{"bias" if _ENDS[end] else "weight": slots})
-    underscored = {
-        (component, inner.replace(".", "_")): module for (component, inner), module in dotted.items()
-    }
-    older = {
-        (component, other): module for (component, inner), module in dotted.items() for other in _other(inner)
-    }
-    return _Names({**older, **dotted, **_xlabs(dotted)}, underscored)
+                module = own.get(at, Module())
+                own[at] = replace(module, **{"bias" if _ENDS[end] else "weight": slots})
+    older = {(of, other): module for (of, inner), module in own.items() for other in _other(inner)}
+    dotted = older | own
+    underscored = {(of, inner.replace(".", "_")): module for (of, inner), module in dotted.items()}
+    return _Names(own, dotted | _xlabs(own), underscored)
 
 
 def _tensors(component: str, tie: Tie) -> Iterator[tuple[str, str, tuple[Slot, ...]]]:

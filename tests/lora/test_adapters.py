@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from runner.architectures import ARCHITECTURES
-from runner.errors import IncompatibleError, NumericError
+from runner.errors import IncompatibleError, InputError, NumericError
 from runner.lora.adapters import Adapter, Adapters, Share, folder_specs, read_adapters
 from runner.lora.algebra import Kind, role_of
 from runner.lora.deltas import change_rows
@@ -250,12 +250,29 @@ def test_what_diffusers_says_of_scales_in_the_header_is_read() -> None:
     assert scale(lora_alpha=8, r=4, use_rslora=True) == 8 / 2**0.5
     assert scale(lora_alpha=8, r=4, alpha_pattern={"linear_1": 1, "linear_2": 16}) == 0.5
     assert scale(r=4) == 1
-    text = json.dumps({"unet.lora_alpha": 1, "unet.alpha_pattern": {"(a+)+$": 3}})
-    assert "regular expression" in next(
-        iter(read(shapes, metadata={"lora_adapter_metadata": text}).misfits.values())
-    )
-    found = read(shapes, metadata={"lora_adapter_metadata": "[" * 100_000})
-    assert found.notes == ("lora_adapter_metadata is no JSON object: alphas are taken to be the ranks",)
+    # PEFT takes the first pattern that fits, and only whole parts of a name.
+    assert scale(lora_alpha=8, r=4, alpha_pattern={"time_embedding.linear_1": 2, "linear_1": 1}) == 1
+    assert scale(lora_alpha=8, r=4, alpha_pattern={"near_1": 2, "linear": 1}) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[" * 100_000, "nested"),
+        ('{"unet.lora_alpha": NaN}', "NaN"),
+        ('{"unet.alpha_pattern": {"(a+)+$": 3}}', "regular expression"),
+        ('{"unet.alpha_pattern": [1]}', "expected a mapping"),
+    ],
+)
+def test_settings_that_cannot_be_read_are_an_error(text: str, why: str) -> None:
+    with pytest.raises(InputError, match=why):
+        read(pair(), metadata={"lora_adapter_metadata": text})
+
+
+@pytest.mark.parametrize("settings", [{"lora_alpha": "8", "r": 2}, {"lora_alpha": True}, {"alpha": [1]}])
+def test_settings_that_are_no_scale_are_a_misfit(settings: dict[str, Any]) -> None:
+    (why,) = read(pair("time_embedding.linear_1"), config=settings).misfits.values()
+    assert "no scale" in why
 
 
 def test_a_file_of_peft_s_without_its_config_is_noted() -> None:

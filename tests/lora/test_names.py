@@ -127,6 +127,11 @@ def test_a_fused_layer_is_rows_of_several_tensors() -> None:
     assert [(slot.first, slot.units, slot.of) for slot in swapped.weight] == [(1, 1, 2), (0, 1, 2)]
 
 
+def test_text_encoders_are_found_by_the_names_transformers_5_6_gives_them() -> None:
+    for name in ("text_encoder.encoder.layers.3.mlp.fc1", "lora_te_encoder_layers_3_mlp_fc1"):
+        assert module_of("sd1", name) == module_of("sd1", "lora_te_text_model_encoder_layers_3_mlp_fc1")
+
+
 def test_t5_is_kohya_s_third_text_encoder_of_flux_too() -> None:
     for word in ("te2", "te3"):
         module = module_of("flux", f"lora_{word}_encoder_block_0_layer_0_SelfAttention_q")
