@@ -208,6 +208,11 @@ def test_keys_without_a_module_are_listed_with_the_nearest_name() -> None:
     assert all(line.startswith("a.safetensors: ") for line in lines)
 
 
+def test_a_change_of_a_bias_where_there_is_none_means_no_tensor() -> None:
+    key = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.diff_b"
+    assert read({key: (8,)}).unmatched.keys() == {key}
+
+
 def test_modules_the_base_has_not_are_refused_unless_they_may_be_left_out() -> None:
     text = pair("lora_te_text_model_encoder_layers_0_mlp_fc1")
     found = read(pair() | text)

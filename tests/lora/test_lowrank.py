@@ -42,7 +42,7 @@ def test_joined_changes_are_their_weighted_sum_and_their_ranks_add_up(parts: lis
 
 
 def test_joined_changes_with_cores_are_their_weighted_sum() -> None:
-    parts = [(draw(n, 7, n), draw(n + 9, n, 5), draw(n + 20, n, n, 3, 3)) for n in (1, 2, 3)]
+    parts = [(draw(n, 7, n), draw(n + 9, 4 - n, 5), draw(n + 20, n, 4 - n, 3, 3)) for n in (1, 2, 3)]
     up, down, mid = join_cores(parts, [1.0, -0.5, 2.0])
 
     def whole(up: Tensor, down: Tensor, mid: Tensor) -> Tensor:

@@ -38,6 +38,12 @@ def test_a_model_is_no_file_of_adapters(case: str) -> None:
         assert describe(specs) is None
 
 
+def test_a_model_with_an_adapter_inside_is_no_file_of_adapters() -> None:
+    inside = {f"unet.conv_in.lora_{half}.weight": spec(4, 4) for half in "AB"}
+    assert detect_lora(folder("sd1") | inside) is None
+    assert detect_lora(inside | {"emb_params": spec(3, 768)}) is Dialect.DIFFUSERS
+
+
 @pytest.mark.parametrize("dialect", [Dialect.KOHYA, Dialect.DIFFUSERS, Dialect.PEFT])
 @pytest.mark.parametrize("case", CASES)
 def test_a_file_of_adapters_is_one_of_its_dialect_and_architecture(case: str, dialect: Dialect) -> None:
