@@ -18,6 +18,7 @@ LAYERS = (
     {"files"},
     {"checkpoint", "methods", "guard"},
     {"formats", "architectures", "digests", "demo_configs", "demo_shapes"},
+    {"lora"},
     {"demo", "recipe", "write", "references"},
     {"presets", "dialects", "blockstring"},
     {"rules"},
