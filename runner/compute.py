@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from runner.architectures.ties import Shape
+from runner.bake import Bakery
 from runner.errors import IncompatibleError, KeyPath, NumericError, escape, quote
 from runner.evaluation import CPU, Evaluation, Measured, torch_dtype
 from runner.methods.tiles import Tile
@@ -37,6 +38,7 @@ class Scratch:
     Args:
         plan: whose jobs will be run.
         read: fills a buffer with part of a tensor: (load, buffer, first element, number of elements).
+        read_stored: fills a buffer with a stored tensor: (model, key, buffer).
         identities: of the merges that draw random numbers.
         tile_elements: of a piece that may be cut; buffers of more elements are let go after each piece.
     """
@@ -45,6 +47,7 @@ class Scratch:
         self,
         plan: Plan,
         read: Callable[[Load, memoryview, int, int], None],
+        read_stored: Callable[[int, str, memoryview], None],
         identities: Mapping[KeyPath, str],
         tile_elements: int,
     ) -> None:
@@ -52,6 +55,7 @@ class Scratch:
         self._identities = identities
         self._tile_elements = tile_elements
         self._read = read
+        self._bakery = Bakery(read_stored, lambda model: plan.resolved.models[model].checkpoint.specs)
         self._inputs: list[bytearray] = []
         self._floats: list[Tensor] = []
 
@@ -117,7 +121,15 @@ class Scratch:
         operands = [self._load(at, load, start, count) for at, load in enumerate(job.loads)]
         # Rounding to 16 bits restores the common value of 16-bit operands by itself.
         wide = max(DTYPES[spec.dtype].bits for spec in (job.spec, *map(self._plan.spec, job.loads))) > 16
-        return Evaluation(job, start, count, device, measured, operands, wide, self._float, self._identities)
+
+        def change(at: int, base: Tensor) -> Tensor:
+            load = job.loads[at]
+            changes = self._plan.resolved.models[load.model].changes[load.key]
+            return self._bakery.change(load.model, changes, job.spec.shape, start, base)
+
+        return Evaluation(
+            job, start, count, device, measured, operands, wide, self._float, self._identities, change
+        )
 
     def _merge(
         self, job: Job, start: int, count: int, out: memoryview, device: torch.device, measured: Measured
@@ -173,6 +185,8 @@ class Scratch:
     def _load(self, at: int, load: Load, start: int, count: int) -> Tensor:
         """Part of a stored tensor in its own dtype, in input buffer number `at`."""
         spec = self._plan.spec(load)
+        if self._plan.resolved.models[load.model].adapters:
+            return torch.empty(0)  # computed when the tensor it changes is there
         size = DTYPES[spec.dtype].bits // 8
         while len(self._inputs) <= at:
             self._inputs.append(bytearray())

@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import struct
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -44,6 +45,11 @@ _MODELS: dict[str, tuple[Configs, str, str | None]] = {
 
 DEMO_MODELS: tuple[str, ...] = tuple(_MODELS)
 
+# A LoRA for the models that are like Stable Diffusion 1.5, as kohya's scripts name and write it.
+DEMO_LORA = "lora"
+_LORA_RANK, _LORA_ALPHA = 2, 1.0
+_LORA_TARGETS = re.compile(r"(.+\.(attn\d\.to_(q|k|v|out\.0)|self_attn\.[qkv]_proj|mlp\.fc1))\.weight")
+
 # Component → file of its weights, and how its shapes follow from its config.
 _WEIGHTS = {
     "text_encoder": ("model.safetensors", clip_shapes),
@@ -54,31 +60,39 @@ _WEIGHTS = {
 
 
 def demo_model(name: str, cache: Path) -> Path:
-    """The folder of a demo model, made now if the cache lacks it. Several processes may ask at once.
+    """The folder of a demo model, or the file of the demo LoRA, made now if the cache lacks it.
+
+    Several processes may ask at once.
 
     Args:
-        name: one of DEMO_MODELS.
+        name: one of DEMO_MODELS, or DEMO_LORA.
         cache: folder that keeps what was made; created if it is missing.
 
     Raises:
         InputError: there is no such demo model.
         OutputError: the cache cannot be written.
     """
-    if name not in _MODELS:
+    known = (*DEMO_MODELS, DEMO_LORA)
+    if name not in known:
         raise InputError(
-            f"demo:{escape(name)}: no such demo model{nearest(name, DEMO_MODELS)}",
+            f"demo:{escape(name)}: no such demo model{nearest(name, known)}",
             tag="MISSING",
-            hint=f"there are {', '.join(DEMO_MODELS)}",
+            hint=f"there are {', '.join(known)}",
         )
     recipe = json.dumps([_REVISION, _DIFFERENCE, SD, SDXL]).encode()
     folder = cache / "demo" / hashlib.sha256(recipe).hexdigest()[:12] / name
+    result = folder / "lora.safetensors" if name == DEMO_LORA else folder
     if folder.is_dir():
-        return folder
+        return result
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as scratch:
             made = Path(scratch, name)
-            _make(name, made)
+            if name == DEMO_LORA:
+                made.mkdir()
+                _write_safetensors(made / result.name, _lora())
+            else:
+                _make(name, made)
             try:
                 made.rename(folder)
             except OSError:
@@ -89,7 +103,23 @@ def demo_model(name: str, cache: Path) -> Path:
             f"demo:{name}: cannot be made in {escape(str(cache))}: {error.strerror or error}",
             hint="the cache must be a folder with a few free megabytes that you may write to",
         ) from error
-    return folder
+    return result
+
+
+def _lora() -> dict[str, tuple[tuple[int, ...], bytes]]:
+    """The tensors of the demo LoRA: two factors and an alpha for each layer it changes."""
+    shapes: Shapes = {}
+    alpha = struct.pack("<e", _LORA_ALPHA)
+    alphas: dict[str, tuple[tuple[int, ...], bytes]] = {}
+    components = (("unet", "lora_unet_", unet_shapes), ("text_encoder", "lora_te_", clip_shapes))
+    for component, prefix, shapes_of in components:
+        for key, shape in shapes_of(SD[component]).items():
+            if match := _LORA_TARGETS.fullmatch(key):
+                name = prefix + match[1].replace(".", "_")
+                shapes[f"{name}.lora_down.weight"] = (_LORA_RANK, shape[1])
+                shapes[f"{name}.lora_up.weight"] = (shape[0], _LORA_RANK)
+                alphas[f"{name}.alpha"] = ((), alpha)
+    return {**_tensors(shapes, "lora", None), **alphas}
 
 
 def _make(name: str, folder: Path) -> None:

@@ -41,6 +41,7 @@ class Evaluation:
         wide: whether operands that are equal must be restored after a sum of their shares.
         scratch: float memory: (number, count, dtype).
         identities: of the merges that draw random numbers.
+        change: what adapters change of a tensor: (number of the load, the tensor).
         values: the results of the steps so far.
     """
 
@@ -53,6 +54,7 @@ class Evaluation:
     wide: bool
     scratch: Callable[[int, int, torch.dtype], Tensor]
     identities: Mapping[KeyPath, str]
+    change: Callable[[int, Tensor], Tensor]
     values: list[Tensor] = field(default_factory=list)
     _cast: dict[int, Tensor] = field(default_factory=dict)
 
@@ -87,6 +89,9 @@ class Evaluation:
             arguments = [self._as_stored(at, None if n else loaded) for n, at in enumerate(step.arguments)]
         elif step.method.reads == "file":
             arguments = [self._as_stored(at, None) for at in step.arguments]
+        elif step.method.adapters:
+            first = self.operand(step.arguments[0])
+            arguments = [first, *(self.change(at, first) for at in step.arguments[1:])]
         else:
             arguments = [self.operand(at) for at in step.arguments]
         base = arguments.pop() if step.with_optional else None

@@ -28,6 +28,7 @@ from runner.files import read_into
 from runner.measure import Measuring
 from runner.place import CPU, Device, Placement, working_bytes
 from runner.plan import Job, Load, Plan
+from runner.resolve import Model
 from runner.tensors import DTYPES
 from runner.write import Staging, Written
 
@@ -154,11 +155,7 @@ class _Engine:
         self.descriptors: dict[tuple[int, int], int] = {}
         for model, opened in enumerate(plan.resolved.models):
             stored = opened.checkpoint.tensors
-            used = {
-                stored[piece.key].file
-                for load in _loads(plan, model)
-                for piece in opened.view.tensors[load.key].pieces
-            }
+            used = {stored[key].file for load in _loads(plan, model) for key in _stored_keys(opened, load)}
             for file in sorted(used):
                 self.descriptors[model, file] = opened.checkpoint.files[file].open()
 
@@ -267,9 +264,14 @@ class _Engine:
             self.measuring.done(job, found)
             self.room.notify_all()
 
+    def scratch(self) -> Scratch:
+        """What a worker computes in."""
+        tile = self.placement.tile_elements
+        return Scratch(self.plan, self.read, self.read_stored, self.identities, tile)
+
     def _survey(self) -> None:
         """Measures what is measured over the whole model; the workers wait for it."""
-        scratch = Scratch(self.plan, self.read, self.identities, self.placement.tile_elements)
+        scratch = self.scratch()
         self.measuring.survey(scratch)
         with self.room:
             self.room.notify_all()
@@ -336,15 +338,16 @@ class _Engine:
         if made.transposed:
             (piece,) = made.pieces
             whole = memoryview(bytearray(piece.elements * size))
-            self._read_stored(load.model, piece.key, whole, 0)
+            self.read_stored(load.model, piece.key, whole, 0)
             buffer[:] = transposed(whole, piece.source, size)[start * size : (start + count) * size]
             return
         at = 0
         for key, skipped, elements in made.reads(start, start + count):
-            self._read_stored(load.model, key, buffer[at : at + elements * size], skipped * size)
+            self.read_stored(load.model, key, buffer[at : at + elements * size], skipped * size)
             at += elements * size
 
-    def _read_stored(self, model: int, key: str, buffer: memoryview, offset: int) -> None:
+    def read_stored(self, model: int, key: str, buffer: memoryview, offset: int = 0) -> None:
+        """Fills a buffer with part of a tensor as it is stored."""
         checkpoint = self.plan.resolved.models[model].checkpoint
         stored = checkpoint.tensors[key]
         file = checkpoint.files[stored.file]
@@ -354,6 +357,16 @@ class _Engine:
 def torch_device(device: Device) -> torch.device:
     """What torch calls a device of the placement."""
     return torch.device(CPU if device == CPU else f"cuda:{device}")
+
+
+def _stored_keys(model: Model, load: Load) -> Iterator[str]:
+    """The stored tensors that a load reads."""
+    if model.adapters:
+        for change in model.changes[load.key]:
+            yield from change.adapter.keys
+        return
+    for piece in model.view.tensors[load.key].pieces:
+        yield piece.key
 
 
 def _loads(plan: Plan, model: int) -> Iterator[Load]:
@@ -366,7 +379,7 @@ class _Worker:
     def __init__(self, engine: _Engine, device: Device) -> None:
         self.engine = engine
         self.device = device
-        self.scratch = Scratch(engine.plan, engine.read, engine.identities, engine.placement.tile_elements)
+        self.scratch = engine.scratch()
         self.compared: set[str] = set()  # methods whose first piece the host computed too
         self.measured: Measured = {}
 

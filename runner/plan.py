@@ -106,6 +106,7 @@ class Job:
         nonfinite: whether the recipe allows NaN and Inf here.
         file, offset: where the data goes: index in the layout's files, byte position.
         stored: name of the tensor it is, or is a part of, in the output.
+        lengths: whether the lengths of its rows are needed before anything is computed of them.
         arranged: if its rows stand in another order there, or it is transposed: the pieces that make the
             stored tensor.
     """
@@ -123,11 +124,12 @@ class Job:
     offset: int = 0
     stored: str = ""
     arranged: tuple[Piece, ...] = ()
+    lengths: bool = False
 
     @property
     def scope(self) -> str:
         """Where the tensor may be cut: anywhere ("element"), between rows ("row"), or nowhere ("tensor")."""
-        scopes = {step.scope for step in self.steps}
+        scopes = {step.scope for step in self.steps} | ({"row"} if self.lengths else set())
         if "tensor" in scopes or len(self.spec.shape) < 2:
             return "tensor" if scopes - {"element"} else "element"
         if "row" in scopes:
@@ -182,7 +184,7 @@ class Plan:
     warnings: tuple[str, ...]
 
     def spec(self, load: Load) -> TensorSpec:
-        """Dtype and shape of a tensor that is read."""
+        """Dtype and shape of a tensor that is read, or of what adapters change of one."""
         return self.resolved.models[load.model].view.tensors[load.key].spec
 
     @property

@@ -132,6 +132,8 @@ class _Planner:
         """The primary's keys; and where the recipe keeps them, those only another model has."""
         primary, *others = merge.models
         keys = dict(self.keys(merge.models[primary]))
+        if merge.method.adapters:
+            return keys
         for role in others:
             extra = [
                 key
@@ -191,7 +193,12 @@ class _Planner:
         assert value is not None  # key is one of keys(merge)
         loads, steps = _flatten(value)
         specs = [self.specs[load.model][load.key] for load in loads]
-        doubles = all(spec.dtype == "F64" for spec in specs)
+        models = self.resolved.models
+        doubles = all(
+            spec.dtype == "F64"
+            for load, spec in zip(loads, specs, strict=True)
+            if not models[load.model].adapters
+        )
         return Job(
             key=key,
             place=self.resolved.places[key],
@@ -202,7 +209,12 @@ class _Planner:
             equal=tuple(dict.fromkeys(load for load in self._equal if load != loads[0])),
             compute="float64" if doubles else self.resolved.recipe.compute_dtype,
             nonfinite=any(fnmatchcase(key, glob) for glob in self.nonfinite),
+            lengths=any(self._needs_lengths(load) for load in loads),
         )
+
+    def _needs_lengths(self, load: Load) -> bool:
+        changes = self.resolved.models[load.model].changes.get(load.key, ())
+        return any(change.adapter.magnitude is not None for change in changes)
 
     def _value(self, node: int | BoundMerge, key: str) -> _Value | None:
         """What a model or merge has at a key; None if it has nothing there."""
@@ -224,6 +236,8 @@ class _Planner:
         if self._is_left(node, key):
             return self._keep(first, f"component differs in {self._name(node, others[0])}", key)
         parameters = self._parameters(node, key)
+        if node.method.adapters:
+            return self._baked(node, key, parameters)
         used = node.method.result_is(**parameters)
         if used == 0:
             return self._value(first, key)
@@ -254,6 +268,23 @@ class _Planner:
             Draw(node.seed, tuple(node.models)) if node.method.draws else None,
             node.method.optional in node.models,
         )
+
+    def _baked(self, node: BoundMerge, key: str, parameters: dict[str, Value]) -> _Value | None:
+        """The primary's tensor with what the adapters change of it."""
+        first, *others = node.models
+        primary = self._value(node.models[first], key)
+        strengths = parameters["strength"]
+        assert primary is not None and isinstance(strengths, tuple)
+        used = [
+            (load, strength)
+            for role, strength in zip(others, strengths, strict=True)
+            if strength != 0 and (load := self._value(node.models[role], key)) is not None
+        ]
+        if not used:
+            return primary
+        operands = (primary, *(load for load, _ in used))
+        strength = ("strength", tuple(one for _, one in used))
+        return _Value(None, node.method, operands, (strength,), self._path(node))
 
     def _is_incidental(self, key: str, merge: BoundMerge, role: str) -> bool:
         """Whether a key belongs to the layout of one of two models in different layouts, not to the model."""
@@ -344,8 +375,9 @@ class _Planner:
             f"{what} ({_listed(keys, self.resolved)}{self.example.get(what, '')})"
             for what, keys in self.unfit.items()
         ]
-        if len({model.title for model in self.resolved.models}) > 1:
-            kinds = (f"{escape(model.checkpoint.label)} is {model.title}" for model in self.resolved.models)
+        models = [model for model in self.resolved.models if not model.adapters]
+        if len({model.title for model in models}) > 1:
+            kinds = (f"{escape(model.checkpoint.label)} is {model.title}" for model in models)
             lines.insert(0, f"models of different kinds: {', '.join(kinds)}")
         hint = "force: true keeps the first model's tensors there and lists them"
         raise IncompatibleError("\n".join(lines), tag="KEYS", hint=hint)

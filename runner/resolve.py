@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from runner.architectures import Architecture, Place, detect, place, variant
 from runner.architectures.layouts import single_file_name
+from runner.changes import Change, changes_of
 from runner.checkpoint import Checkpoint
 from runner.demo import demo_model
 from runner.errors import IncompatibleError, InputError, KeyPath, Location, Problems, nearest, quote
 from runner.files import InputFile
 from runner.formats import FORMATS, READERS
+from runner.lora.summary import detect_lora
 from runner.methods import METHODS, Method, Parameter, find_method
 from runner.recipe import RECIPE_KEYS, Merge, Policies, Recipe, Source
 from runner.rules import Names
-from runner.view import View, view_of
+from runner.tensors import TensorSpec
+from runner.view import View, view_of, whole
 from runner.weighting import Weighting, parse_weighting
 
 
@@ -31,6 +34,8 @@ class Model:
         view: its tensors under the names merges know them by.
         architecture: None if it is none we know.
         variant: what else than the plain model it is: "inpainting".
+        adapters: the dialect of its names if it is a file of adapters, such as a LoRA; None for a model.
+        changes: of adapters: what they change of the primary's tensors; the view then has their specs.
     """
 
     sources: tuple[Source, ...]
@@ -38,10 +43,14 @@ class Model:
     view: View
     architecture: Architecture | None
     variant: str | None
+    adapters: str | None = None
+    changes: Mapping[str, tuple[Change, ...]] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
         """Its architecture, for people."""
+        if self.adapters:
+            return f"adapters ({self.adapters})"
         if self.architecture is None:
             return "unknown"
         return f"{self.architecture.title} {self.variant}" if self.variant else self.architecture.title
@@ -147,12 +156,15 @@ def resolve(
     index_of = {source.path: at for at, model in enumerate(models) for source in model.sources}
     # With a method or role unknown the first model stands for the primary, to check the rest against.
     primary = models[index_of[_primary_source(recipe.merge).path] if bound else 0]
+    if bound:
+        _check_kinds(recipe.merge, models, index_of, problems)
     names = _names(primary, models)
     merge = _bind(recipe.merge, index_of, names, problems)
     output_format = _check_output(recipe, primary, names, problems)
     problems.raise_if_any()
     assert merge is not None  # else its method were a problem
     _check_layouts(models, primary)
+    models = tuple(_with_changes(model, primary, recipe.merge.policies) for model in models)
     carrier = None
     if output_format == "diffusers":
         carrier = _carrier(recipe, (primary, *models), models_dir, cache_dir)
@@ -201,6 +213,8 @@ def _open_sources(
 
 def _recognised(source: Source, checkpoint: Checkpoint) -> Model:
     specs = checkpoint.specs
+    if (dialect := detect_lora(specs)) is not None:
+        return Model((source,), checkpoint, View({}, {}), None, None, str(dialect))
     architecture = detect(checkpoint.format, specs)
     kind = variant(architecture, checkpoint.format, specs) if architecture else None
     view = view_of(architecture, checkpoint.format, specs)
@@ -453,9 +467,43 @@ def _carrier(recipe: Recipe, models: Sequence[Model], models_dir: Path, cache_di
     return checkpoint
 
 
+def _check_kinds(
+    merge: Merge, models: Sequence[Model], index_of: Mapping[KeyPath, int], problems: Problems
+) -> None:
+    """Notes adapters where models are expected, and the other way round."""
+    method = find_method(merge.method, merge.compat)
+    assert method is not None  # checked by _check_names
+    for role, model in merge.models.items():
+        if isinstance(model, Merge):
+            _check_kinds(model, models, index_of, problems)
+        wanted = method.adapters and role not in method.roles
+        found = isinstance(model, Source) and models[index_of[model.path]].adapters is not None
+        if wanted != found:
+            named = quote(model.name) if isinstance(model, Source) else "a merge"
+            what = f"{named} is no file of adapters" if wanted else f"{named} is a file of adapters, no model"
+            hint = "" if wanted else "; add_lora bakes it into one"
+            problems.add((*merge.path, "models", role), f"{what}{hint}")
+
+
+def _with_changes(model: Model, primary: Model, policies: Policies) -> Model:
+    """A file of adapters with what it changes of the primary; a model as it is."""
+    if not model.adapters:
+        return model
+    base = primary.view.specs
+    partial = policies.extra == "drop"
+    changes = changes_of(primary.architecture, base, model.checkpoint, partial=partial)
+    return replace(
+        model,
+        changes=changes,
+        view=View({key: whole(key, TensorSpec("F32", base[key].shape)) for key in changes}, {}),
+    )
+
+
 def _check_layouts(models: tuple[Model, ...], primary: Model) -> None:
     for model in models:
         ours, theirs = primary.checkpoint, model.checkpoint
+        if model.adapters:
+            continue
         same = primary.architecture == model.architecture
         if theirs.format != ours.format and not (same and primary.architecture):
             raise IncompatibleError(

@@ -24,12 +24,13 @@ LAYERS = (
     {"rules"},
     {"pasted"},
     {"weighting"},
-    {"view"},
+    {"view", "changes"},
     {"resolve"},
     {"plan", "arrange"},
     {"planner"},
     {"place"},
     {"evaluation"},
+    {"bake"},
     {"compute"},
     {"measure"},
     {"execute"},
@@ -162,7 +163,7 @@ def test_only_place_asks_accelerate_and_only_the_engine_needs_torch_to_be_import
     for name, path in modules().items():
         assert "accelerate" not in {n.split(".")[0] for n in imported(path)} or room(name) == "place", name
         heavy = {n.split(".")[0] for n in imported(path, top_level=True)}
-        assert "torch" not in heavy or room(name) in {"evaluation", "compute", "execute"}, name
+        assert "torch" not in heavy or room(name) in {"evaluation", "bake", "compute", "execute"}, name
         assert not heavy & {"numpy", "accelerate", "diffusers", "transformers"}, name
 
 

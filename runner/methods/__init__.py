@@ -1,6 +1,7 @@
 """The methods a recipe can name. To add one: a file with a function under @method, and an import here."""
 
 from runner.methods import add_difference as add_difference
+from runner.methods import add_lora as add_lora
 from runner.methods import add_noise as add_noise
 from runner.methods import add_opposite as add_opposite
 from runner.methods import add_perpendicular as add_perpendicular

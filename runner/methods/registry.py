@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     # To a type checker both are tensors; to the registry they say what kind of operand a role takes.
     Weight = Annotated[Tensor, "weight"]
     Delta = Annotated[Tensor, "delta"]
+    Adapter = Annotated[Tensor, "adapter"]
     PerModel = Sequence[float] | float
 else:
 
@@ -39,6 +40,9 @@ else:
 
     class Delta:
         """The difference of a tensor of a model from the base model's, computed before the call."""
+
+    class Adapter:
+        """What a file of adapters, such as a LoRA, changes of a tensor."""
 
     class PerModel:
         """A number for each of `*models`: the recipe gives one for all, or one by role."""
@@ -101,6 +105,7 @@ class Method:
         variadic: how many more it takes at least, under any names; None: none.
         optional: a role the recipe may leave out; it is handed over by name. None: none.
         deltas: whether operands after the first are differences from it.
+        adapters: whether operands after the first are what adapters change of it.
         parameters: by name.
         determinism: the promise about its bytes: exact, stable or machine.
         scope: what each element of the result depends on, beside what is measured: the same "element"
@@ -130,6 +135,7 @@ class Method:
     variadic: int | None
     optional: str | None
     deltas: bool
+    adapters: bool
     parameters: Mapping[str, Parameter]
     determinism: Determinism | Callable[..., Determinism]
     scope: Scope | Callable[..., Scope]
@@ -208,6 +214,7 @@ def method(
                 variadic=at_least if found.variadic else None,
                 optional=found.optional,
                 deltas=found.deltas,
+                adapters=found.adapters,
                 parameters=found.parameters,
                 determinism=determinism,
                 scope=scope,
@@ -254,6 +261,7 @@ class _Schema:
     variadic: bool = False
     optional: str | None = None
     deltas: bool = False
+    adapters: bool = False
     draws: bool = False
     placed: bool = False
 
@@ -270,6 +278,7 @@ def _schema(function: Callable[..., Any]) -> _Schema:
         elif argument.kind is inspect.Parameter.VAR_POSITIONAL:
             found.variadic = True
             found.deltas |= hint is Delta
+            found.adapters |= hint is Adapter
         elif argument.kind is not inspect.Parameter.KEYWORD_ONLY:
             found.roles.append(name)
             found.deltas |= hint is Delta

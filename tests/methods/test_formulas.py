@@ -286,6 +286,9 @@ REFERENCES: dict[str, Callable[..., Array]] = {
     "triple_sum": lambda a, b, c, alpha=1 / 3, beta=1 / 3: (1 - alpha - beta) * a + alpha * b + beta * c,
     "sum_twice": lambda a, b, c, alpha=0.5, beta=0.5: (1 - beta) * ((1 - alpha) * a + alpha * b) + beta * c,
     "train_difference": train_difference_of,
+    "add_lora": lambda a, *d, strength=1.0: (
+        a + sum(s * one for s, one in zip(per_model(strength, len(d)), d, strict=True))
+    ),
     "copy": lambda a, scale=1.0: scale * a,
     "linear": linear_of,
     "task_arithmetic": task_arithmetic_of,
@@ -314,6 +317,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         for parameters in ({}, {"alpha": 0.2, "beta": 0.7}, {"alpha": 0.9, "beta": 0.9})
     ),
     *(("train_difference", "abc", parameters) for parameters in ({}, {"alpha": 0.4}, {"alpha": 3.0})),
+    *(("add_lora", "abc", parameters) for parameters in ({}, {"strength": [0.75, -0.5]})),
     *(("copy", "a", parameters) for parameters in ({}, {"scale": 0.3}, {"scale": 0.0})),
     ("linear", "n", {}),
     ("linear", "n", {"weight": [0.7, -0.4, 1.1]}),
