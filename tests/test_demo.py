@@ -199,7 +199,7 @@ def test_a_name_that_is_not_there_is_told_with_the_nearest(tmp_path):
         InputError, match='demo:sdxl_animee: no such demo model, did you mean "sdxl_anime"'
     ) as caught:
         demo_model("sdxl_animee", tmp_path)
-    assert caught.value.hint == "there are base, photo, anime, sdxl_base, sdxl_photo, sdxl_anime"
+    assert caught.value.hint == "there are base, photo, anime, sdxl_base, sdxl_photo, sdxl_anime, lora"
 
 
 @pytest.mark.parametrize("name", ["../base", "", "base/../photo", "/etc"])
