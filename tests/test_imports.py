@@ -30,13 +30,14 @@ LAYERS = (
     {"place"},
     {"evaluation"},
     {"compute"},
-    {"measure"},
+    {"measure", "distance"},
     {"execute"},
     {"record"},
     {"describe"},
     {"progress"},
     {"imports"},
     {"compose", "config"},
+    {"inspection"},
     {"catalogue"},
     {"jobs"},
     {"run", "sweep"},
@@ -161,7 +162,7 @@ def test_only_place_asks_accelerate_and_only_the_engine_needs_torch_to_be_import
     for name, path in modules().items():
         assert "accelerate" not in {n.split(".")[0] for n in imported(path)} or room(name) == "place", name
         heavy = {n.split(".")[0] for n in imported(path, top_level=True)}
-        assert "torch" not in heavy or room(name) in {"evaluation", "compute", "execute"}, name
+        assert "torch" not in heavy or room(name) in {"evaluation", "compute", "distance", "execute"}, name
         assert not heavy & {"numpy", "accelerate", "diffusers", "transformers"}, name
 
 
