@@ -76,7 +76,8 @@ def _components(model: Model) -> list[str]:
 
 
 def _cells(specs: list[TensorSpec]) -> list[str]:
-    dtypes = Counter(spec.dtype for spec in specs).most_common()
+    counts = Counter(spec.dtype for spec in specs)
+    dtypes = sorted(counts.items(), key=lambda each: (-each[1], each[0]))
     names = ", ".join(f"{name} ({count})" if len(dtypes) > 1 else name for name, count in dtypes)
     # Counts and masks are no parameters.
     parameters = sum(spec.elements for spec in specs if spec.is_float)
