@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, strategies
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from runner.distance import relative
 from runner.errors import InputError, UsageError
 from runner.formats.safetensors import output_file
 from runner.inspection.job import inspect
+from runner.inspection.metadata import metadata_lines
 from runner.place import Devices
 from runner.tensors import TensorSpec
 from tests.architectures.models import main_component, model
@@ -442,6 +444,26 @@ def test_metadata_of_strangers_is_escaped_and_cut(look: Look, tmp_path: Path) ->
 def test_json_that_is_none_is_no_error(look: Look, tmp_path: Path, text: str) -> None:
     names = ("sd_merge_recipe", "sd_merge_models", "ss_tag_frequency", "runner.recipe")
     assert "cannot be read" in look(with_metadata(tmp_path, dict.fromkeys(names, text)))
+
+
+_NAMES = ("sd_merge_recipe", "sd_merge_models", "ss_tag_frequency", "runner.recipe", "modelspec.title", "x")
+_FIELDS = ("type", "method", "mode", "multiplier", "primary_model_hash", "model_b", "models", "name", "a")
+_TEXT = strategies.text('\x1b\n\t\u202e\u2028\ud800${"[/é0a', max_size=9)
+_VALUES = strategies.recursive(
+    strategies.none() | strategies.booleans() | strategies.integers() | _TEXT,
+    lambda inner: (
+        strategies.lists(inner, max_size=3)
+        | strategies.dictionaries(strategies.sampled_from(_FIELDS) | _TEXT, inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(strategies.dictionaries(strategies.sampled_from(_NAMES), _VALUES.map(json.dumps)))
+def test_whatever_metadata_says_is_printable_lines(metadata: dict[str, str]) -> None:
+    for head, lines in metadata_lines(metadata, "m.safetensors"):
+        assert lines
+        assert all(line.isprintable() for line in (head, *lines))
 
 
 # Hashes
