@@ -237,7 +237,7 @@ class Scratch:
             return Moved([0.0], [0.0])
         original = original.reshape(-1).to("cpu")
         difference = self._float(at, target.numel(), original.dtype).copy_(target).sub_(original)
-        return Moved(_squares(difference), _squares(original))
+        return Moved(squares(difference), squares(original))
 
 
 @dataclass
@@ -277,7 +277,7 @@ def _arrange(job: Job, result: memoryview, out: memoryview) -> None:
         at += count
 
 
-def _squares(values: Tensor) -> list[float]:
+def squares(values: Tensor) -> list[float]:
     """The sum of squares of each piece of SUM_ELEMENTS."""
     count = values.numel()
     whole = count - count % SUM_ELEMENTS

@@ -26,12 +26,16 @@ class Job:
     """What is done.
 
     Attributes:
-        name: "merge" or "plan" by a recipe; "methods"; "import" from a source.
-        keys: of a merge or plan: lists "all" keys or a "summary".
-        source: of an import: the file it reads.
+        name: "merge" or "plan" by a recipe; "methods"; "import" from a source, "inspect" of one or two.
+        keys: of a merge, plan or inspection: lists "all" keys or a "summary".
+        source: of an import or inspection: the file it reads.
         output: of an import: the recipe it writes; None: a name of its own.
         overwrite: of an import: whether it may replace a file.
         method: of methods: the one that is explained; None: all are listed.
+        other: of an inspection: a second model, compared with the source.
+        variant: of an inspection: which weight files of a diffusers folder, "fp16".
+        hashes: of an inspection: whether files are read for their hashes.
+        distances: of an inspection: whether both models are read for how far they are apart.
     """
 
     name: str
@@ -40,6 +44,10 @@ class Job:
     output: Path | None = None
     overwrite: bool = False
     method: str | None = None
+    other: Path | None = None
+    variant: str | None = None
+    hashes: bool = False
+    distances: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +105,21 @@ def settings_of(config: DictConfig) -> Settings:
 
 
 def _job(node: _Node) -> Job:
-    name = node.word("name", (*RECIPE_JOBS, "methods", "import"))
+    name = node.word("name", (*RECIPE_JOBS, "methods", "import", "inspect"))
     if name in RECIPE_JOBS:
         return Job(name, keys=node.word("keys", ("summary", "all")))
     if name == "methods":
         return Job(name, method=node.text("method"))
+    if name == "inspect":
+        return Job(
+            name,
+            keys=node.word("keys", ("summary", "all")),
+            source=node.path("source", "a file or folder"),
+            other=node.path("other", "a file or folder"),
+            variant=node.text("variant"),
+            hashes=node.flag("hashes"),
+            distances=node.flag("distances"),
+        )
     return Job(
         name,
         source=node.path("source", "a file"),

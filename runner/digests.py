@@ -93,6 +93,12 @@ class InputDigests:
         return digest, settled
 
 
+def remembered(files: Iterable[InputFile], memory: Path | None) -> dict[InputFile, str]:
+    """The digests of files that an earlier run computed; nothing is read but the memory."""
+    known = _load(memory)
+    return {file: known[name] for file in files if (name := _name(file.identity)) in known}
+
+
 def hash_file(descriptor: int, size: int, label: str, stop: threading.Event) -> str:
     """SHA-256 of the first `size` bytes of an open file, 64 lower-case digits.
 

@@ -8,6 +8,7 @@ from runner.catalogue import details, overview
 from runner.config import Settings
 from runner.errors import UsageError
 from runner.imports.job import import_recipe
+from runner.inspection.job import inspect
 from runner.progress import say
 
 
@@ -25,4 +26,6 @@ def run_job(settings: Settings) -> dict[str, Any]:
     if job.source is None:
         hint = f"python -m runner job={job.name} source=MODEL.safetensors"
         raise UsageError("source=FILE is missing", hint=hint)
+    if job.name == "inspect":
+        return inspect(settings)
     return {"output": str(import_recipe(job.source, job.output, job.overwrite, settings.models_dir))}

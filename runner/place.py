@@ -87,7 +87,7 @@ def place(
         OutOfMemoryError: a tensor needs more than the budget of the host.
         UsageError: a device that is not there.
     """
-    threads = threads or _processors()
+    threads = threads or processors()
     tile = tile_bytes(plan, tile_elements)
     whole = max((working_bytes(plan, job) for job in plan.jobs if job.whole), default=0)
     auto = min(max(AUTO_BUDGET_BYTES, whole), available_bytes() // 2)
@@ -142,7 +142,7 @@ def tile_bytes(plan: Plan, tile_elements: int) -> int:
     return max(sizes, default=0) or 1
 
 
-def _processors() -> int:
+def processors() -> int:
     """Processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -205,10 +205,32 @@ def _open_sources(
             opened[file] = _recognised(source, checkpoint)
         except InputError as error:
             unreadable[source.name, source.variant] = error
-        except (OSError, RuntimeError) as error:  # a name too long, links in a circle, an unknown ~user
-            reason = f"{quote(source.name)}: {getattr(error, 'strerror', None) or error}"
-            unreadable[source.name, source.variant] = InputError(reason, tag="MISSING")
+        except (OSError, RuntimeError) as error:
+            unreadable[source.name, source.variant] = _missing(source, error)
     return tuple(opened.values()), list(unreadable.values())
+
+
+def open_model(source: Source, models_dir: Path, cache_dir: Path) -> Model:
+    """A model by itself, without a recipe.
+
+    Args:
+        source: names it.
+        models_dir: a relative path starts here.
+        cache_dir: demo models are kept here.
+
+    Raises:
+        InputError: it is missing or malformed.
+    """
+    try:
+        checkpoint = _open(source_path(source, models_dir, cache_dir), source, models_dir)
+    except (OSError, RuntimeError) as error:
+        raise _missing(source, error) from error
+    return _recognised(source, checkpoint)
+
+
+def _missing(source: Source, error: Exception) -> InputError:
+    """The error for a name too long, links in a circle, an unknown ~user."""
+    return InputError(f"{quote(source.name)}: {getattr(error, 'strerror', None) or error}", tag="MISSING")
 
 
 def _recognised(source: Source, checkpoint: Checkpoint) -> Model:

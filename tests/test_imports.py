@@ -32,13 +32,14 @@ LAYERS = (
     {"evaluation"},
     {"bake"},
     {"compute"},
-    {"measure"},
+    {"measure", "distance"},
     {"execute"},
     {"record"},
     {"describe"},
     {"progress"},
     {"imports"},
     {"compose", "config"},
+    {"inspection"},
     {"catalogue"},
     {"jobs"},
     {"run", "sweep"},
@@ -163,7 +164,8 @@ def test_only_place_asks_accelerate_and_only_the_engine_needs_torch_to_be_import
     for name, path in modules().items():
         assert "accelerate" not in {n.split(".")[0] for n in imported(path)} or room(name) == "place", name
         heavy = {n.split(".")[0] for n in imported(path, top_level=True)}
-        assert "torch" not in heavy or room(name) in {"evaluation", "bake", "compute", "execute"}, name
+        knows = {"evaluation", "bake", "compute", "distance", "execute"}
+        assert "torch" not in heavy or room(name) in knows, name
         assert not heavy & {"numpy", "accelerate", "diffusers", "transformers"}, name
 
 

@@ -260,7 +260,7 @@ class Merging(Arguments):
         self.notes.approximate(
             self.part, "model_stock: rows of a convolution are its filters, there kernel rows"
         )
-        return Merged("model_stock", base, models, {"per": "row", "cosine_of": "adjacent"})
+        return Merged("model_stock", base, models, {"per": "row", "cosine": "adjacent"})
 
     def _truncate_rank(self) -> Merged:
         base, models = self.differences()

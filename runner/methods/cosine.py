@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Limits = tuple[float, float]  # the least and the largest similarity of a model's columns
 Similarity = Callable[["Tensor", "Tensor"], "Tensor"]
-LEFT_OUT = "vae"  # component that is neither merged nor measured
+LEFT_OUT = "vae"  # component that has no part in a range over the whole model, and stays a's
 
 
 def _matrix(a: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ def cosine_a(
 
     Source: hako-mikan sd-webui-supermerger, calcmode cosineA; sd-mecha, add_cosine_a.
     """
-    if part.component == LEFT_OUT:
+    if range == "global" and part.component == LEFT_OUT:
         return a.clone()
     if alpha == 1:
         return b.clone()
@@ -158,7 +158,7 @@ def cosine_b(
 
     Source: hako-mikan sd-webui-supermerger, calcmode cosineB; sd-mecha, add_cosine_b.
     """
-    if part.component == LEFT_OUT or alpha == -1:
+    if alpha == -1 or (range == "global" and part.component == LEFT_OUT):
         return a.clone()
     if alpha == 1:
         return b.clone()

@@ -1,0 +1,127 @@
+"""How far one model is from another: ‖b − a‖ and ‖a‖ of each tensor, read tile by tile.
+
+The sums are the engine's: over pieces of fixed size, which no thread shares, added without regard to order.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from runner.checkpoint import Checkpoint
+from runner.compute import Moved, squares, transposed
+from runner.evaluation import torch_dtype
+from runner.files import read_into
+from runner.place import processors
+from runner.tensors import DTYPES
+from runner.view import View
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """A model whose tensors are read by the names of its view.
+
+    Attributes:
+        checkpoint: where they are stored.
+        view: what they are made of.
+        descriptors: of the open files.
+    """
+
+    checkpoint: Checkpoint
+    view: View
+    descriptors: Sequence[int]
+
+    def read(self, key: str, start: int, count: int) -> Tensor:
+        """Elements start … start + count of a tensor; all of one that is transposed."""
+        made = self.view.tensors[key]
+        size = DTYPES[made.spec.dtype].bits // 8
+        if made.transposed:
+            (piece,) = made.pieces
+            stored = memoryview(bytearray(piece.elements * size))
+            self._read(piece.key, stored, 0)
+            data = transposed(stored, piece.source, size)
+        else:
+            data = memoryview(bytearray(count * size))
+            at = 0
+            for source, skipped, elements in made.reads(start, start + count):
+                self._read(source, data[at : at + elements * size], skipped * size)
+                at += elements * size
+        return torch.frombuffer(data, dtype=torch_dtype(made.spec))
+
+    def _read(self, key: str, buffer: memoryview, offset: int) -> None:
+        stored = self.checkpoint.tensors[key]
+        file = self.checkpoint.files[stored.file]
+        read_into(self.descriptors[stored.file], buffer, stored.offset + offset, file.label)
+
+
+def distances(
+    models: Sequence[tuple[Checkpoint, View]],
+    keys: Sequence[str],
+    threads: int,
+    tile_elements: int,
+    advance: Callable[[int], None],
+) -> dict[str, Moved]:
+    """How far the tensors of the second of two models are from those of the first.
+
+    Args:
+        models: the two.
+        keys: floats that both have, of the same shape.
+        threads: how many tensors are read at a time; 0: one for each processor.
+        tile_elements: at a time of each.
+        advance: called with the number of bytes read, from the calling thread.
+
+    Raises:
+        InputError: a file ended early, or changed meanwhile.
+    """
+    with ExitStack() as opened:
+        both = []
+        for checkpoint, view in models:
+            descriptors = []
+            for file in checkpoint.files:
+                descriptors.append(file.open())
+                opened.callback(os.close, descriptors[-1])
+            both.append(Tensors(checkpoint, view, descriptors))
+        # One torch thread a worker: torch's own would change the order of sums, and fight ours.
+        pool = ThreadPoolExecutor(threads or processors(), initializer=torch.set_num_threads, initargs=(1,))
+        opened.callback(pool.shutdown, cancel_futures=True)
+        found = {}
+        apart = pool.map(lambda key: _apart(both[0], both[1], tile_elements, key), keys)
+        for key, moved in zip(keys, apart, strict=True):
+            found[key] = moved
+            advance(sum(view.tensors[key].spec.nbytes for _, view in models))
+        for tensors in both:
+            for file, descriptor in zip(tensors.checkpoint.files, tensors.descriptors, strict=True):
+                file.check_unchanged(descriptor)
+    return found
+
+
+def _apart(first: Tensors, second: Tensors, tile_elements: int, key: str) -> Moved:
+    made = first.view.tensors[key], second.view.tensors[key]
+    elements = made[0].spec.elements
+    tile = elements if any(one.transposed for one in made) else tile_elements
+    dtype = torch.float64 if any(one.spec.dtype == "F64" for one in made) else torch.float32
+    moved = Moved([], [])
+    for start in range(0, elements, max(1, tile)):
+        count = min(tile, elements - start)
+        a, b = (tensors.read(key, start, count).to(dtype) for tensors in (first, second))
+        moved.difference += squares(b - a)
+        moved.original += squares(a)
+    return moved
+
+
+def relative(moved: Iterable[Moved]) -> float | None:
+    """‖b − a‖ / ‖a‖ over some tensors; None if that is no finite number."""
+    parts = list(moved)
+    difference = math.fsum(part for one in parts for part in one.difference)
+    original = math.fsum(part for one in parts for part in one.original)
+    if not original:
+        return None if difference else 0.0
+    found = math.sqrt(difference / original)
+    return found if math.isfinite(found) else None
