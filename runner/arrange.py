@@ -87,6 +87,6 @@ def _add(found: Arrangement, key: str, made: Made, specs: Mapping[str, TensorSpe
 
 def _leave(found: Arrangement, key: str, left: Left) -> None:
     if left.kind in _LOST:
-        found.dropped.setdefault(left.why, {})[key] = None
+        found.dropped.setdefault(f"left out: {left.why}", {})[key] = None
     else:
         found.unfit.setdefault(f"no counterpart in the other layout: {left.why}", {})[key] = None
