@@ -118,7 +118,10 @@ class Scratch:
     def _evaluation(
         self, job: Job, start: int, count: int, device: torch.device, measured: Measured
     ) -> Evaluation:
-        operands = [self._load(at, load, start, count) for at, load in enumerate(job.loads)]
+        operands = [
+            self._padded(job, at, load) if job.padded and at else self._load(at, load, start, count)
+            for at, load in enumerate(job.loads)
+        ]
         # Rounding to 16 bits restores the common value of 16-bit operands by itself.
         wide = max(DTYPES[spec.dtype].bits for spec in (job.spec, *map(self._plan.spec, job.loads))) > 16
 
@@ -197,6 +200,15 @@ class Scratch:
         view = memoryview(self._inputs[at])[: count * size]
         self._read(load, view, start, count)
         return torch.frombuffer(view, dtype=torch_dtype(spec), count=count)
+
+    def _padded(self, job: Job, at: int, load: Load) -> Tensor:
+        """A stored tensor, with the input channels it lacks from the first load."""
+        own = self._plan.spec(load)
+        tensor = self._load(at, load, 0, own.elements).reshape(own.shape)
+        first = self._load(0, job.loads[0], 0, job.spec.elements).reshape(job.spec.shape)
+        whole = first.to(torch.promote_types(first.dtype, tensor.dtype), copy=True)
+        whole[:, : own.shape[1]] = tensor
+        return whole.reshape(-1)
 
     def _float(self, at: int, count: int, dtype: torch.dtype) -> Tensor:
         """Float scratch number `at`."""

@@ -107,6 +107,7 @@ class Job:
         file, offset: where the data goes: index in the layout's files, byte position.
         stored: name of the tensor it is, or is a part of, in the output.
         lengths: whether the lengths of its rows are needed before anything is computed of them.
+        padded: whether operands may have fewer input channels than the first load, whose they then get.
         arranged: if its rows stand in another order there, or it is transposed: the pieces that make the
             stored tensor.
     """
@@ -125,6 +126,7 @@ class Job:
     stored: str = ""
     arranged: tuple[Piece, ...] = ()
     lengths: bool = False
+    padded: bool = False
 
     @property
     def scope(self) -> str:
@@ -140,7 +142,7 @@ class Job:
     @property
     def whole(self) -> bool:
         """Whether the tensor must be in memory whole."""
-        return self.scope == "tensor" or bool(self.arranged)
+        return self.scope == "tensor" or bool(self.arranged) or self.padded
 
     def piece_elements(self, tile_elements: int) -> int:
         """How many elements are computed at a time, if a tile is as large as that."""

@@ -105,6 +105,7 @@ class _Planner:
         self.nonfinite = frozenset(_nonfinite(resolved.merge))
         self._first: dict[Structure, KeyPath] = {}
         self._paths: dict[int, KeyPath] = {}
+        self._padded: set[str] = set()
         self._fate = COPIED
         self._equal: list[Load] = []
 
@@ -209,6 +210,7 @@ class _Planner:
             equal=tuple(dict.fromkeys(load for load in self._equal if load != loads[0])),
             compute="float64" if doubles else self.resolved.recipe.compute_dtype,
             nonfinite=any(fnmatchcase(key, glob) for glob in self.nonfinite),
+            padded=key in self._padded,
             lengths=any(self._needs_lengths(load) for load in loads),
         )
 
@@ -305,15 +307,37 @@ class _Planner:
         if operand is None:
             return "missing", _policies(merge).missing, f"{name}: keys of {primary} are missing"
         theirs = self._spec(operand)
+        if theirs.shape != spec.shape and self._has_more_channels(merge, key, spec, operand):
+            there_are = f"{theirs.shape[1]} input channels where {primary} has {spec.shape[1]}"
+            if merge.policies.shapes == "channels":
+                only = f"{name}: {there_are}: only those are merged"
+                self.deviations.setdefault(only, {})[key] = None
+                self._padded.add(key)
+                return None
+            what = f"{name}: {there_are}; shapes: channels merges those and keeps the others"
+            return "fewer channels", merge.policies.shapes, what
         if theirs.shape != spec.shape:
             what = f"{name}: other shapes than in {primary}"
             self.example.setdefault(what, f"; the first is {list(theirs.shape)}, there {list(spec.shape)}")
-            return "another shape", merge.policies.shapes, what
+            policy = "keep" if merge.policies.shapes == "keep" else "error"
+            return "another shape", policy, what
         if theirs.is_float != spec.is_float or (not spec.is_float and theirs.dtype != spec.dtype):
             what = f"{name}: other kinds of dtype than in {primary}"
             self.example.setdefault(what, f"; the first is {theirs.dtype}, there {spec.dtype}")
-            return "another kind of dtype", merge.policies.shapes, what
+            policy = "keep" if merge.policies.shapes == "keep" else "error"
+            return "another kind of dtype", policy, what
         return None
+
+    def _has_more_channels(self, merge: BoundMerge, key: str, spec: TensorSpec, operand: _Value) -> bool:
+        """Whether the primary is made for more than an operand that is plain, and this is where it enters."""
+        architecture = self.resolved.models[merge.primary()].architecture
+        theirs = self._spec(operand)
+        if architecture is None or key != f"{architecture.main}/{architecture.first['diffusers']}":
+            return False
+        if operand.load is None or len(spec.shape) < 2 or spec.shape[1] not in architecture.variants:
+            return False
+        fewer = theirs.shape[1:2] < spec.shape[1:2]
+        return fewer and (theirs.shape[0], *theirs.shape[2:]) == (spec.shape[0], *spec.shape[2:])
 
     def _integer(self, merge: BoundMerge, operands: list[_Value]) -> _Value:
         """Integers are copied; unless the recipe says otherwise, only if all models agree on them."""

@@ -53,7 +53,9 @@ class Policies:
     Attributes:
         missing: a key of the primary that another model lacks: "error", or "keep" the primary's.
         extra: a key the primary lacks: "error", "drop", or "keep" it.
-        shapes: another shape than the primary's: "error", or "keep" the primary's.
+        shapes: another shape than the primary's: "error", or "keep" the primary's. "channels" merges the
+            first input channels of an inpainting model and the like with a plain model, and is an error
+            for all other shapes.
         integers: integer tensors that differ: "error", or "keep" the primary's.
         ema: model_ema.* copies: "drop" them with a warning, or "keep" and merge them like the others.
         nonfinite: globs of keys that may hold NaN or Inf.
@@ -73,7 +75,7 @@ FORCE = {"missing": "keep", "extra": "drop", "shapes": "keep", "integers": "keep
 _POLICY_WORDS = {
     "missing": ("error", "keep"),
     "extra": ("error", "drop", "keep"),
-    "shapes": ("error", "keep"),
+    "shapes": ("error", "keep", "channels"),
     "integers": ("error", "keep"),
     "ema": ("drop", "keep"),
 }

@@ -43,7 +43,7 @@ METHODS: dict[str, tuple[list[str], dict[str, object], int]] = {
 
 
 def ours(method: str, overrides: list[str], inputs: list[Path], out: Path) -> list[str]:
-    roles = ("a", "b") if len(inputs) == 2 else ("base", "x", "y")
+    roles = ("a", "b") if len(inputs) == 2 else ("base", "photo", "anime")
     models = ", ".join(f"{role}: '{path}'" for role, path in zip(roles, inputs, strict=True))
     recipe = [f"recipe={method}", f"recipe.models={{{models}}}", "recipe.output.dtype=float16", *overrides]
     return [sys.executable, "-m", "runner", *recipe, "digests=fresh", f"output_dir={out}"]
