@@ -44,7 +44,7 @@ def first(path: Path) -> Tensor:
 
 
 def test_an_inpainting_model_and_a_plain_one_are_refused_with_the_reason(models: Path) -> None:
-    with pytest.raises(IncompatibleError, match=r"4 input channels where inpaint\.safetensors has 9") as caught:
+    with pytest.raises(IncompatibleError, match="4 input channels where") as caught:
         planned(recipe("weighted_sum", "inpaint", "anime"), models)
     assert "shapes: channels merges those" in caught.value.message
 
