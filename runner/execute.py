@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from runner.compute import Moved, Scratch, transposed
+from runner.compute import Moved, Scratch, dequantise, transposed
 from runner.errors import KeyPath, OutOfMemoryError, quote
 from runner.evaluation import Measured
 from runner.files import read_into
@@ -155,11 +155,11 @@ class _Engine:
         for model, opened in enumerate(plan.resolved.models):
             stored = opened.checkpoint.tensors
             used = {
-                stored[piece.key].file
-                for load in _loads(plan, model)
-                for piece in opened.view.tensors[load.key].pieces
+                piece.key for load in _loads(plan, model) for piece in opened.view.tensors[load.key].pieces
             }
-            for file in sorted(used):
+            scales = opened.view.quantised.scales
+            used |= {scales[key] for key in used if key in scales}  # which may lie in another shard
+            for file in sorted({stored[key].file for key in used}):
                 self.descriptors[model, file] = opened.checkpoint.files[file].open()
 
     def close(self) -> None:
@@ -336,19 +336,39 @@ class _Engine:
         if made.transposed:
             (piece,) = made.pieces
             whole = memoryview(bytearray(piece.elements * size))
-            self._read_stored(load.model, piece.key, whole, 0)
+            self._read_stored(load.model, piece.key, whole, 0, piece.elements)
             buffer[:] = transposed(whole, piece.source, size)[start * size : (start + count) * size]
             return
         at = 0
         for key, skipped, elements in made.reads(start, start + count):
-            self._read_stored(load.model, key, buffer[at : at + elements * size], skipped * size)
+            self._read_stored(load.model, key, buffer[at : at + elements * size], skipped, elements)
             at += elements * size
 
-    def _read_stored(self, model: int, key: str, buffer: memoryview, offset: int) -> None:
+    def _read_stored(self, model: int, key: str, buffer: memoryview, start: int, count: int) -> None:
+        """Fills a buffer with elements start … start + count of a stored tensor, fp8 times its scale."""
+        opened = self.plan.resolved.models[model]
+        name = opened.view.quantised.scales.get(key)
+        if name is None:
+            self._read_raw(model, key, buffer, start)
+            return
+        spec, scale = (opened.checkpoint.tensors[one].spec for one in (key, name))
+        first, last = 0, 0
+        if scale.elements > 1:
+            row = spec.elements // spec.shape[0]
+            first, last = start // row, (start + count - 1) // row
+        codes = memoryview(bytearray(count))
+        scales = memoryview(bytearray((last + 1 - first) * DTYPES[scale.dtype].bits // 8))
+        self._read_raw(model, key, codes, start)
+        self._read_raw(model, name, scales, first)
+        dequantise(codes, spec, start, scales, scale, buffer)
+
+    def _read_raw(self, model: int, key: str, buffer: memoryview, start: int) -> None:
+        """Fills a buffer with the elements of a stored tensor from one on, as they are."""
         checkpoint = self.plan.resolved.models[model].checkpoint
         stored = checkpoint.tensors[key]
         file = checkpoint.files[stored.file]
-        read_into(self.descriptors[model, stored.file], buffer, stored.offset + offset, file.label)
+        offset = stored.offset + start * DTYPES[stored.spec.dtype].bits // 8
+        read_into(self.descriptors[model, stored.file], buffer, offset, file.label)
 
 
 def torch_device(device: Device) -> torch.device:

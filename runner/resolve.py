@@ -15,6 +15,7 @@ from runner.errors import IncompatibleError, InputError, KeyPath, Location, Prob
 from runner.files import InputFile
 from runner.formats import FORMATS, READERS
 from runner.methods import METHODS, Method, Parameter, find_method
+from runner.quantised import quantised
 from runner.recipe import RECIPE_KEYS, Merge, Policies, Recipe, Source
 from runner.rules import Names
 from runner.view import View, view_of
@@ -203,7 +204,7 @@ def _recognised(source: Source, checkpoint: Checkpoint) -> Model:
     specs = checkpoint.specs
     architecture = detect(checkpoint.format, specs)
     kind = variant(architecture, checkpoint.format, specs) if architecture else None
-    view = view_of(architecture, checkpoint.format, specs)
+    view = view_of(architecture, checkpoint.format, specs, quantised(checkpoint.label, specs))
     return Model((source,), checkpoint, view, architecture, kind)
 
 

@@ -23,6 +23,7 @@ LAYERS = (
     {"rules"},
     {"pasted"},
     {"weighting"},
+    {"quantised"},
     {"view"},
     {"resolve"},
     {"plan", "arrange"},
