@@ -16,7 +16,7 @@ from runner.errors import IncompatibleError, KeyPath, NumericError, escape, quot
 from runner.evaluation import CPU, Evaluation, Measured, torch_dtype
 from runner.methods.tiles import Tile
 from runner.plan import Job, Load, Plan
-from runner.tensors import DTYPES, SUM_ELEMENTS
+from runner.tensors import DTYPES, SUM_ELEMENTS, TensorSpec
 
 
 @dataclass(slots=True)
@@ -143,11 +143,8 @@ class Scratch:
         target = torch.frombuffer(out, dtype=torch_dtype(job.spec), count=count)
         target.copy_(result.reshape(-1))
         moved = self._moved(target, original, len(operands))
-        # What is not finite in the result is not in the sums either; 8-bit types would hide it.
-        if (
-            not (math.isfinite(sum(moved.difference)) and DTYPES[job.spec.dtype].bits > 8)
-            and not job.nonfinite
-        ):
+        # What is not finite in the result is not in the sums either; fp8 would hide it.
+        if job.spec.is_fp8 or not (math.isfinite(sum(moved.difference)) or job.nonfinite):
             self._check(job, result, operands, start)
         return moved
 
@@ -167,10 +164,10 @@ class Scratch:
         target = torch.frombuffer(out, dtype=torch_dtype(job.spec), count=count)
         if not same:
             target.copy_(source)
+        if not same and job.spec.is_fp8:  # the cast hides what it cannot hold
+            self._check(job, source, [source], start)
         if job.nonfinite or not stored.is_float:
             return
-        if not same and DTYPES[job.spec.dtype].bits <= 8:  # the cast hides what it cannot hold
-            self._check(job, source, [source], start)
         wide = self._float(0, count, torch.float64 if job.spec.dtype == "F64" else torch.float32)
         if not math.isfinite(torch.linalg.vector_norm(wide.copy_(target))):
             self._check(job, target if same else source, [target if same else source], start)
@@ -222,12 +219,15 @@ class Scratch:
         """Raises: NumericError if a value is not finite, or not after the cast; says which."""
         if not job.spec.is_float or not result.numel():
             return
-        peak = float(result.to(torch.float64).abs().max())
+        sizes = result.to(torch.float64).abs()
+        if job.nonfinite:  # only what the dtype has: of fp8 one has Inf, all have NaN
+            sizes = sizes[torch.isfinite(sizes) if job.spec.dtype == "F8_E5M2" else ~torch.isnan(sizes)]
+        peak = float(sizes.max()) if sizes.numel() else 0.0
         if peak <= DTYPES[job.spec.dtype].largest:
             return
         for load, tensor in zip(job.loads, operands, strict=False):
             bad = ~torch.isfinite(tensor.reshape(-1).to(torch.float64))
-            if bad.any():
+            if bad.any() and not job.nonfinite:
                 first = start + int(bad.nonzero()[0])
                 label = self._plan.resolved.models[load.model].checkpoint.label
                 raise NumericError(
@@ -276,6 +276,31 @@ def transposed(matrix: memoryview, shape: Shape, size: int) -> memoryview:
     elements = torch.frombuffer(matrix, dtype=torch.uint8).view(*shape, size)
     turned: Any = elements.transpose(0, 1).contiguous().reshape(-1).numpy()
     return memoryview(turned)
+
+
+def dequantise(
+    codes: memoryview, spec: TensorSpec, start: int, scales: memoryview, scale: TensorSpec, out: memoryview
+) -> None:
+    """Multiplies part of a tensor in fp8 by its scale, in float32: exact products, rounded once.
+
+    Args:
+        codes: some elements as they are stored.
+        spec: of the whole tensor.
+        start: the first of the elements.
+        scales: the one number, or those of the rows the elements are in.
+        scale: dtype of the numbers, and whether they are one or one a row.
+        out: receives float32.
+    """
+    values = torch.frombuffer(out, dtype=torch.float32)
+    values.copy_(torch.frombuffer(codes, dtype=torch_dtype(spec)))
+    factors = torch.frombuffer(scales, dtype=torch_dtype(scale)).to(torch.float32)
+    if len(factors) > 1:
+        row = spec.elements // spec.shape[0]
+        counts = torch.full((len(factors),), row)
+        counts[0] -= start % row
+        counts[-1] -= -(start + len(codes)) % row
+        factors = factors.repeat_interleave(counts)
+    values.mul_(factors)
 
 
 def _arrange(job: Job, result: memoryview, out: memoryview) -> None:

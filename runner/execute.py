@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from runner.compute import Moved, Scratch, transposed
+from runner.compute import Moved, Scratch, dequantise, transposed
 from runner.errors import KeyPath, OutOfMemoryError, quote
 from runner.evaluation import Measured
 from runner.files import read_into
@@ -155,8 +155,10 @@ class _Engine:
         self.descriptors: dict[tuple[int, int], int] = {}
         for model, opened in enumerate(plan.resolved.models):
             stored = opened.checkpoint.tensors
-            used = {stored[key].file for load in _loads(plan, model) for key in _stored_keys(opened, load)}
-            for file in sorted(used):
+            used = {key for load in _loads(plan, model) for key in _stored_keys(opened, load)}
+            scales = opened.view.quantised.scales
+            used |= {scales[key] for key in used if key in scales}  # which may lie in another shard
+            for file in sorted({stored[key].file for key in used}):
                 self.descriptors[model, file] = opened.checkpoint.files[file].open()
 
     def close(self) -> None:
@@ -267,7 +269,7 @@ class _Engine:
     def scratch(self) -> Scratch:
         """What a worker computes in."""
         tile = self.placement.tile_elements
-        return Scratch(self.plan, self.read, self.read_stored, self.identities, tile)
+        return Scratch(self.plan, self.read, self.read_raw, self.identities, tile)
 
     def _survey(self) -> None:
         """Measures what is measured over the whole model; the workers wait for it."""
@@ -338,20 +340,39 @@ class _Engine:
         if made.transposed:
             (piece,) = made.pieces
             whole = memoryview(bytearray(piece.elements * size))
-            self.read_stored(load.model, piece.key, whole, 0)
+            self._read_stored(load.model, piece.key, whole, 0, piece.elements)
             buffer[:] = transposed(whole, piece.source, size)[start * size : (start + count) * size]
             return
         at = 0
         for key, skipped, elements in made.reads(start, start + count):
-            self.read_stored(load.model, key, buffer[at : at + elements * size], skipped * size)
+            self._read_stored(load.model, key, buffer[at : at + elements * size], skipped, elements)
             at += elements * size
 
-    def read_stored(self, model: int, key: str, buffer: memoryview, offset: int = 0) -> None:
-        """Fills a buffer with part of a tensor as it is stored."""
+    def _read_stored(self, model: int, key: str, buffer: memoryview, start: int, count: int) -> None:
+        """Fills a buffer with elements start … start + count of a stored tensor, fp8 times its scale."""
+        opened = self.plan.resolved.models[model]
+        name = opened.view.quantised.scales.get(key)
+        if name is None:
+            self.read_raw(model, key, buffer, start)
+            return
+        spec, scale = (opened.checkpoint.tensors[one].spec for one in (key, name))
+        first, last = 0, 0
+        if scale.elements > 1:
+            row = spec.elements // spec.shape[0]
+            first, last = start // row, (start + count - 1) // row
+        codes = memoryview(bytearray(count))
+        scales = memoryview(bytearray((last + 1 - first) * DTYPES[scale.dtype].bits // 8))
+        self.read_raw(model, key, codes, start)
+        self.read_raw(model, name, scales, first)
+        dequantise(codes, spec, start, scales, scale, buffer)
+
+    def read_raw(self, model: int, key: str, buffer: memoryview, start: int = 0) -> None:
+        """Fills a buffer with the elements of a stored tensor from one on, as they are."""
         checkpoint = self.plan.resolved.models[model].checkpoint
         stored = checkpoint.tensors[key]
         file = checkpoint.files[stored.file]
-        read_into(self.descriptors[model, stored.file], buffer, stored.offset + offset, file.label)
+        offset = stored.offset + start * DTYPES[stored.spec.dtype].bits // 8
+        read_into(self.descriptors[model, stored.file], buffer, offset, file.label)
 
 
 def torch_device(device: Device) -> torch.device:

@@ -18,6 +18,7 @@ CPU = "cpu"
 Device = str | int
 AUTO_BUDGET_BYTES = 1 << 30  # in flight on the host, if nothing is said
 SUMMING_BYTES = 32 << 20  # float64 copies of the pieces that are summed of a tensor
+SCALING_BYTES = 5  # an element: a code of fp8 and its scale
 RESULTS_PER_WORKER = 3  # tiles computed and waiting for their turn to be hashed
 _ACCELERATOR_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
 
@@ -122,7 +123,10 @@ def _largest_together(plan: Plan, tile_elements: int, count: int) -> int:
 def working_bytes(plan: Plan, job: Job, elements: int | None = None) -> int:
     """Bytes a job, or a piece of it, holds at a time: operands as read, cast, results, output."""
     count = job.spec.elements if elements is None else min(elements, job.spec.elements)
-    read = sum(DTYPES[plan.spec(load).dtype].bits // 8 for load in job.loads)
+    read = sum(
+        DTYPES[plan.spec(load).dtype].bits // 8 + (SCALING_BYTES if plan.is_scaled(load) else 0)
+        for load in job.loads
+    )
     floats = (len(job.loads) + sum(map(_copies, job.steps)) + 1) * (8 if job.compute == "float64" else 4)
     sums = min(SUMMING_BYTES, 32 * count) if job.whole else 0
     written = (1 + bool(job.arranged)) * DTYPES[job.spec.dtype].bits // 8

@@ -189,10 +189,17 @@ class Plan:
         """Dtype and shape of a tensor that is read, or of what adapters change of one."""
         return self.resolved.models[load.model].view.tensors[load.key].spec
 
+    def is_scaled(self, load: Load) -> bool:
+        """Whether a tensor that is read is stored as fp8 codes that are multiplied by a scale."""
+        return self.resolved.models[load.model].view.is_scaled(load.key)
+
     @property
     def bytes_read(self) -> int:
         """Bytes of tensors read; digests read whole files beside."""
-        return sum(self.spec(load).nbytes for job in self.jobs for load in (*job.loads, *job.equal))
+        loads = (load for job in self.jobs for load in (*job.loads, *job.equal))
+        return sum(
+            self.spec(load).elements if self.is_scaled(load) else self.spec(load).nbytes for load in loads
+        )
 
     @property
     def determinism(self) -> str:

@@ -17,8 +17,11 @@ from runner.methods import Method
 from runner.plan import BUFFER, COPIED, KEPT, MERGED, Draw, Job, Load, Plan, Step, Value
 from runner.recipe import Policies
 from runner.resolve import BoundMerge, Resolved
-from runner.tensors import DTYPES, OUTPUT_DTYPES, TensorSpec
+from runner.tensors import OUTPUT_DTYPES, TensorSpec
 from runner.view import INCIDENTAL
+
+# What tensors stored in fp8 are written as if the recipe does not say: it holds the range of any scale.
+FOR_FP8 = "bfloat16"
 
 # Schedules and marker tensors of single files: facts about the primary, not weights.
 _NEVER_MERGED = re.compile(
@@ -97,6 +100,7 @@ class _Planner:
         self.resolved = resolved
         self.specs = [model.view.specs for model in resolved.models]
         self.dropped: dict[str, dict[str, None]] = {}
+        self.widened: dict[str, None] = {}
         self.deviations: dict[str, dict[str, None]] = {}
         self.unfit: dict[str, dict[str, None]] = {}
         self.example: dict[str, str] = {}
@@ -108,6 +112,9 @@ class _Planner:
         self._padded: set[str] = set()
         self._fate = COPIED
         self._equal: list[Load] = []
+        for model in resolved.models:
+            for key, why in model.view.quantised.beside.items():
+                self.dropped.setdefault(why, {})[key] = None
 
     def keys(self, node: int | BoundMerge) -> dict[str, None]:
         """The keys a model or merge has, in the order of its primary; decided once for each."""
@@ -119,9 +126,6 @@ class _Planner:
 
     def _source_keys(self, model: int) -> dict[str, None]:
         keys = dict.fromkeys(self.specs[model])
-        if packed := [key for key in keys if DTYPES[self.specs[model][key].dtype].bits < 8]:
-            label = self.resolved.models[model].checkpoint.label
-            self.unfit[f"{escape(label)}: quantised tensors are not read"] = dict.fromkeys(packed)
         if self.resolved.merge.policies.ema == "keep":
             return keys
         copies = [key for key in keys if key.startswith("model_ema.")]
@@ -194,6 +198,7 @@ class _Planner:
         assert value is not None  # key is one of keys(merge)
         loads, steps = _flatten(value)
         specs = [self.specs[load.model][load.key] for load in loads]
+        self._refuse_fp8(key, loads, steps)
         models = self.resolved.models
         doubles = all(
             spec.dtype == "F64"
@@ -204,7 +209,7 @@ class _Planner:
             key=key,
             place=self.resolved.places[key],
             fate=MERGED if steps else self._fate,
-            spec=self._output_spec(key, specs[0]),
+            spec=self._output_spec(key, loads[0]),
             loads=loads,
             steps=steps,
             equal=tuple(dict.fromkeys(load for load in self._equal if load != loads[0])),
@@ -369,14 +374,31 @@ class _Planner:
             value = value.operands[0]
         return self.specs[value.load.model][value.load.key]
 
-    def _output_spec(self, key: str, stored: TensorSpec) -> TensorSpec:
+    def _refuse_fp8(self, key: str, loads: tuple[Load, ...], steps: tuple[Step, ...]) -> None:
+        """Notes a tensor in fp8 that a tool whose bytes are reproduced computed with in its own dtype."""
+        if tools := {step.method.compat for step in steps if step.method.reads != "compute"}:
+            for load in loads:
+                model = self.resolved.models[load.model]
+                if model.view.is_fp8(load.key):
+                    label = escape(model.checkpoint.label)
+                    what = f"{label}: compat {tools.pop()} does not cover tensors in fp8"
+                    self.unfit.setdefault(what, {})[key] = None
+                    return
+
+    def _output_spec(self, key: str, first: Load) -> TensorSpec:
         dtypes = self.resolved.recipe.output.dtype
-        primary = self.specs[self.resolved.merge.primary()].get(key, stored)
+        model = self.resolved.merge.primary()
+        if key not in self.specs[model]:  # an extra key that the recipe keeps
+            model = first.model
+        primary = self.specs[model][key]
         if not primary.is_float or self._fate == BUFFER:  # never merged, never cast
             return primary
         word = dtypes.get(self.resolved.places[key].component) or dtypes.get("default")
         if word is None and self.resolved.merge.method.reads == "pipeline":
             word = "float32"  # what the pipeline was loaded and saved in
+        if word is None and self.resolved.models[model].view.is_fp8(key):
+            word = FOR_FP8
+            self.widened[key] = None
         return TensorSpec(OUTPUT_DTYPES[word] if word else primary.dtype, primary.shape)
 
     def _name(self, merge: BoundMerge, role: str) -> str:
@@ -411,6 +433,9 @@ class _Planner:
         yield from self.resolved.warnings
         for reason, keys in (*self.dropped.items(), *self.deviations.items()):
             yield f"{reason} ({_listed(keys, self.resolved)})"
+        if self.widened:
+            what = f"stored in fp8, written as {FOR_FP8}: output.dtype can say float16 or float8_e4m3fn"
+            yield f"{what} ({_listed(self.widened, self.resolved)})"
         if compat := self.resolved.merge.method.compat:
             yield f"compat {compat}: {self.resolved.merge.method.differs}"
         sources = {job.loads[0].model for job in jobs if job.fate != BUFFER}
@@ -482,9 +507,9 @@ def _flatten(value: _Value) -> tuple[tuple[Load, ...], tuple[Step, ...]]:
 def _listed(found: Iterable[str], resolved: Resolved) -> str:
     """Whole components by name, else the count and the first keys."""
     keys = sorted(found)
-    components = Counter(resolved.places[key].component for key in keys)
+    components = Counter(resolved.places[key].component for key in keys if key in resolved.places)
     whole = Counter(place.component for place in resolved.places.values())
-    if all(count == whole.get(component) for component, count in components.items()):
+    if components and all(count == whole.get(component) for component, count in components.items()):
         names = ", ".join(sorted(components))
         return f"{counted(len(keys), 'tensor')}, all of {names}"
     first = ", ".join(escape(key) for key in keys[:3])

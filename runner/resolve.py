@@ -17,6 +17,7 @@ from runner.files import InputFile
 from runner.formats import FORMATS, READERS
 from runner.lora.summary import detect_lora
 from runner.methods import METHODS, Method, Parameter, find_method
+from runner.quantised import quantised
 from runner.recipe import RECIPE_KEYS, Merge, Policies, Recipe, Source
 from runner.rules import Names
 from runner.tensors import TensorSpec
@@ -239,7 +240,7 @@ def _recognised(source: Source, checkpoint: Checkpoint) -> Model:
         return Model((source,), checkpoint, View({}, {}), None, None, str(dialect))
     architecture = detect(checkpoint.format, specs)
     kind = variant(architecture, checkpoint.format, specs) if architecture else None
-    view = view_of(architecture, checkpoint.format, specs)
+    view = view_of(architecture, checkpoint.format, specs, quantised(checkpoint.label, specs))
     return Model((source,), checkpoint, view, architecture, kind)
 
 

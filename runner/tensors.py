@@ -64,6 +64,8 @@ OUTPUT_DTYPES: dict[str, str] = {
     "bfloat16": "BF16",
     "float32": "F32",
     "float64": "F64",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
 }
 
 
@@ -93,6 +95,11 @@ class TensorSpec:
     def is_float(self) -> bool:
         """Whether arithmetic on it means something: not for integers, masks and packed codes."""
         return DTYPES[self.dtype].kind == "float"
+
+    @property
+    def is_fp8(self) -> bool:
+        """Whether its elements are floats of 8 bits."""
+        return self.is_float and DTYPES[self.dtype].bits == 8
 
     def __str__(self) -> str:
         return f"{self.dtype} [{','.join(map(str, self.shape))}]"

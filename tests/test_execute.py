@@ -360,9 +360,10 @@ def test_eight_bits_overflow_is_refused_and_not_clamped(
 ) -> None:
     for name, sign in (("a", 1), ("b", 1), ("c", -1)):
         save_file({KEY: torch.full((4,), sign * value).to(dtype)}, tmp_path / f"{name}.safetensors")
+    output = {"dtype": str(dtype).removeprefix("torch.")}
     with pytest.raises(NumericError, match=rf"the result reaches {3 * value:g}"):
-        merge(three("add_difference"), tmp_path, tmp_path / "out")
-    mean = merged(two(), tmp_path, tmp_path / "out")[KEY]
+        merge({**three("add_difference"), "output": output}, tmp_path, tmp_path / "out")
+    mean = merged(two(output=output), tmp_path, tmp_path / "out")[KEY]
     assert mean.dtype == dtype and torch.equal(mean.float(), torch.full((4,), value))
 
 

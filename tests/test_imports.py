@@ -24,6 +24,7 @@ LAYERS = (
     {"rules"},
     {"pasted"},
     {"weighting"},
+    {"quantised"},
     {"view", "changes"},
     {"resolve"},
     {"plan", "arrange"},

@@ -30,6 +30,8 @@ MAIN_COMPONENTS = ("unet", "transformer")  # the weight file that carries the me
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 # Files without weights that are copied to the output; never code, never pickles.
 _CARRIED = re.compile(r"[\w.-]+\.json|merges\.txt|vocab\.txt|[\w-]+\.model", re.ASCII)
+# Entries of configs that are not: a path, code, and how the tensors were quantised, which they are no more.
+_NOT_CARRIED = ("_name_or_path", "auto_map", "trust_remote_code", "quantization_config")
 # Weight files: STEM[.VARIANT].SUFFIX, and the index of a sharded one. Pickles are the second choice.
 _SUFFIXES = ("safetensors", "bin")
 _STEM, _VARIANT = r"(diffusion_pytorch_model|pytorch_model|model)", r"(\.(?P<variant>[\w-]+))?"
@@ -288,7 +290,7 @@ def _carried_text(file: InputFile) -> bytes:
     if not file.label.endswith(("config.json", INDEX)):
         return content
     config = parse_object(content, file.label)
-    dropped = [name for name in ("_name_or_path", "auto_map", "trust_remote_code") if name in config]
+    dropped = [name for name in _NOT_CARRIED if name in config]
     if not dropped:
         return content
     return _json({name: value for name, value in config.items() if name not in dropped})
