@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from runner.architectures.layouts import single_file_name
 from runner.architectures.ties import Made
 from runner.arrange import Arrangement, arrange
 from runner.errors import IncompatibleError, KeyPath, counted, escape, quote
@@ -163,10 +164,22 @@ class _Planner:
 
     def _ignored(self, merge: BoundMerge, role: str, key: str) -> bool:
         """Whether the parameters at a key say that this model has no part in it."""
-        if merge.method.merges is not None and not merge.method.merges(key):
+        if not self._is_merged(merge, key):
             return True
         used = merge.method.result_is(**self._parameters(merge, key))
         return (used is not None and list(merge.models)[used] != role) or self._is_left(merge, key)
+
+    def _is_merged(self, merge: BoundMerge, key: str) -> bool:
+        """Whether the filter of a tool lets a key through; tools know the names of single files alone."""
+        merges = merge.method.merges
+        return merges is None or merges(self._in_a_single_file(merge.primary(), key))
+
+    def _in_a_single_file(self, model: int, key: str) -> str:
+        """What a model that is a single file calls a tensor, or would call it if it were one."""
+        of = self.resolved.models[model]
+        if of.checkpoint.format == "checkpoint" and key in of.view.tensors:
+            return of.view.tensors[key].pieces[0].key
+        return (of.architecture and single_file_name(of.architecture, key)) or key
 
     def _parameters(self, merge: BoundMerge, key: str) -> dict[str, Value]:
         place = self.resolved.places[key]
@@ -214,7 +227,11 @@ class _Planner:
             steps=steps,
             equal=tuple(dict.fromkeys(load for load in self._equal if load != loads[0])),
             compute="float64" if doubles else self.resolved.recipe.compute_dtype,
-            nonfinite=any(fnmatchcase(key, glob) for glob in self.nonfinite),
+            nonfinite=any(
+                fnmatchcase(name, glob)
+                for name in {key, self._in_a_single_file(loads[0].model, key)}
+                for glob in self.nonfinite
+            ),
             padded=key in self._padded,
             lengths=any(self._needs_lengths(load) for load in loads),
         )
@@ -238,7 +255,7 @@ class _Planner:
             value = self._value(first, key)
             self._fate = BUFFER
             return value
-        if node.method.merges and not node.method.merges(key):
+        if not self._is_merged(node, key):
             return self._value(first, key)
         if self._is_left(node, key):
             return self._keep(first, f"component differs in {self._name(node, others[0])}", key)

@@ -15,8 +15,10 @@ from runner.architectures.layouts import to_checkpoint
 from runner.architectures.ties import Made
 from runner.demo import demo_model
 from runner.errors import IncompatibleError
+from runner.methods import METHODS
+from runner.plan import MERGED
 from runner.tensors import TensorSpec
-from tests.build import merge
+from tests.build import merge, planned
 
 KINDS = {"sd1": ("photo", "anime", "base"), "sdxl": ("sdxl_photo", "sdxl_anime", "sdxl_base")}
 Tensors = dict[str, Tensor]
@@ -183,3 +185,29 @@ def test_what_no_single_file_has_a_name_for_is_an_error(models: Path, tmp_path: 
     del tree["output"]
     path, _ = merge(tree, models, tmp_path / "same")
     assert equal(read(path), tensors)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tool", ["a1111", "supermerger"])
+def test_the_filters_of_tools_look_at_the_names_in_the_single_file(
+    kind: str, tool: str, models: Path
+) -> None:
+    one, other = (f"{name}.safetensors" for name in KINDS[kind][:2])
+    method = METHODS["weighted_sum", tool]
+    plan = planned(recipe("weighted_sum", one, other, compat=tool, alpha=0.3), models)
+    assert method.merges is not None
+    assert {job.stored: job.fate == MERGED for job in plan.jobs} == {
+        key: method.merges(key) for key in read(models / one)
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["model.diffusion_model.out.2.bias", "unet/conv_out.bias"], ids=["stored", "canonical"]
+)
+def test_what_may_be_no_number_is_named_as_in_either_layout(name: str, models: Path, tmp_path: Path) -> None:
+    tensors = read(models / "photo.safetensors")
+    tensors["model.diffusion_model.out.2.bias"][0] = torch.nan
+    save_file(tensors, tmp_path / "odd.safetensors")
+    tree = recipe("weighted_sum", str(tmp_path / "odd.safetensors"), "anime.safetensors", nonfinite=[name])
+    path, _ = merge(tree, models, tmp_path / "out")
+    assert read(path)["model.diffusion_model.out.2.bias"].isnan().sum() == 1

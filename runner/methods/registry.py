@@ -120,8 +120,8 @@ class Method:
         differs: what a compat method does otherwise than the standard one, for the user to read.
         reads: the dtype operands come in: the "compute" dtype; as in the "file"; or as a "pipeline" gives
             them, a in the dtype of the output and the others as in the file.
-        merges: whether a key is merged at all; others stay as they are in a. Tools that have such a filter
-            also leave alone what another model lacks.
+        merges: whether a key, as a single file calls it, is merged at all; others stay as they are in a.
+            Tools that have such a filter also leave alone what another model lacks.
         idempotent: whether operands that are all equal are the result. Products of their shares need
             not add up to the last bit, so the executor restores the common value.
         result_is: the number of the operand that is the result for these parameters, unchanged;
