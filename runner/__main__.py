@@ -57,6 +57,8 @@ def run(arguments: Sequence[str]) -> int:
     """Runs a command line; returns the exit code. Errors are told on stderr, one line each."""
     debug = bool(os.environ.get(_DEBUG))
     os.environ[_DEBUG] = "1"  # Hydra then raises what it would print and turn into exit code 1
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup means it
             signal.signal(number, _interrupt)
@@ -127,7 +129,9 @@ def _job(
         hint = "give another output_dir; the models of a sweep are never replaced"
         raise UsageError(f"output folder {quote(own)} is there already", hint=hint) from error
     except OSError as error:
-        raise OutputError(f"output folder {quote(settings.output_dir)}: {error.strerror}") from error
+        hint = f"make it: mkdir -p {settings.output_dir}"
+        reason = f"output folder {quote(settings.output_dir)}: {error.strerror}"
+        raise OutputError(reason, hint=hint if isinstance(error, FileNotFoundError) else None) from error
     try:
         return run_recipe(recipe, replace(settings, output_dir=own), folder).summary()
     finally:
@@ -194,11 +198,16 @@ def _translated(error: BaseException) -> RunnerError:
     if isinstance(error, ConfigCompositionException):
         found = re.search(r"Could not override '([^']+)'", str(error))
         if found:
-            suggestion = nearest(found[1], _setting_names()) or " (python -m runner --help lists them)"
+            known = _setting_names()
+            if found[1] in known:
+                hint = f"it belongs to another job: job={_job_of(found[1])}"
+                return UsageError(f"{quote(found[1])}: this job has no such setting", hint=hint)
+            suggestion = nearest(found[1], known) or " (python -m runner --help lists them)"
             return UsageError(f"{quote(found[1])}: unknown setting{suggestion}")
         if isinstance(error.__cause__, OmegaConfBaseException):
             key = str(error.__cause__.full_key or "recipe")
-            return RecipeError(f"{key}: what is laid over each other does not fit: {error.__cause__.msg}")
+            reason = str(error.__cause__.msg).partition("\n")[0]
+            return RecipeError(f"{key}: what is laid over each other does not fit: {reason}")
     if isinstance(error, OmegaConfBaseException):
         if "hydra.runtime.choices.recipe" in str(error):
             return UsageError("recipe=NAME: expected the name of one recipe")
@@ -209,6 +218,13 @@ def _translated(error: BaseException) -> RunnerError:
         return UsageError(str(error).partition("\n")[0])
     first = str(error).partition("\n")[0]
     return RunnerError(f"{type(error).__name__}: {first}", hint="this is a bug in runner")
+
+
+def _job_of(setting: str) -> str:
+    """A job that has a setting."""
+    name = setting.partition(".")[2]
+    paths = sorted((DATA_ROOT / "conf" / "job").glob("*.yaml"))
+    return next((path.stem for path in paths if name in OmegaConf.load(path)), "NAME")
 
 
 def _setting_names() -> list[str]:

@@ -80,16 +80,36 @@ def report(path: Path, plan: Plan, record: RunRecord) -> str:
             if found["relative"] is not None
         )
         lines.append(f"  moved from {primary}: {distances or 'no finite distance'}")
+    lines += _copied(plan)
     seconds = record.run["seconds"]
     lines.append(f"  {sum(seconds.values()):.1f} s, record in run.json beside run.log")
     demos = sorted({label for label in _labels(plan) if label.startswith("demo:")})
     if demos:
+        own = f"runner recipe={plan.resolved.recipe.name} {_first_demo(plan)}=/path/to/model ..."
         lines += [
-            f"  {', '.join(demos)} are demo models: tiny, with random weights, to try recipes on.",
-            f"  With your own: runner recipe={plan.resolved.recipe.name} recipe.models.a=/path/to/model ...",
+            f"  {', '.join(demos)}: demo models, tiny, with random weights, to try recipes on.",
+            f"  With your own: {own}",
             "  or copy the recipe and write your paths in it (README: your own models).",
         ]
     return "\n".join(lines)
+
+
+def _first_demo(plan: Plan) -> str:
+    """The field of the recipe that names the first demo model."""
+    demos = (model for model in plan.resolved.models if model.checkpoint.label.startswith("demo:"))
+    return ".".join(map(str, ("recipe", *next(demos).sources[0].path)))
+
+
+def _copied(plan: Plan) -> list[str]:
+    """What of the result is another model's, unchanged: it is in no distance."""
+    counts: dict[tuple[str, str], int] = {}
+    for job in plan.jobs:
+        model = plan.resolved.models[job.loads[0].model]
+        if job.fate == COPIED and model is not plan.resolved.primary:
+            place = (model.checkpoint.label, job.place.component)
+            counts[place] = counts.get(place, 0) + 1
+    parts = [f"{component} {count} from {escape(label)}" for (label, component), count in counts.items()]
+    return [f"  tensors copied: {', '.join(parts)}"] if parts else []
 
 
 def _labels(plan: Plan) -> list[str]:
@@ -136,7 +156,7 @@ def _keys(plan: Plan) -> list[str]:
 
 
 def _values(job: Job, merge: BoundMerge) -> dict[str, Value]:
-    """The parameters of a job's steps, by name; of nested merges with the number of the step.
+    """The parameters of a job's steps, by name; of nested merges with the roles that lead there.
 
     Where they make the result one of the models, nothing is computed; they are shown all the same.
     """
@@ -147,10 +167,9 @@ def _values(job: Job, merge: BoundMerge) -> dict[str, Value]:
             else weighting.at(job.key, job.place)
             for name, weighting in merge.weightings.items()
         }
-    last = len(job.steps) - 1
     return {
-        name if at == last else f"step {at + 1} {name}": value
-        for at, step in enumerate(job.steps)
+        " ".join([".".join(map(str, step.path[1::2])), name]).strip(): value
+        for step in job.steps
         for name, value in step.parameters
     }
 
@@ -158,7 +177,7 @@ def _values(job: Job, merge: BoundMerge) -> dict[str, Value]:
 def _parameters(plan: Plan) -> list[str]:
     """The values the parameters take: by component, or by block where they differ inside it."""
     values = {job.key: _values(job, plan.resolved.merge) for job in plan.jobs}
-    names = list(dict.fromkeys(name for job in plan.jobs if job.steps for name in values[job.key]))
+    names = list(dict.fromkeys(name for job in plan.jobs for name in values[job.key]))
     if not names:
         return []
     rows = [["where", *names]]

@@ -160,6 +160,9 @@ class Problems:
     def __bool__(self) -> bool:
         return bool(self._found)
 
+    def __len__(self) -> int:
+        return len(self._found)
+
     def raise_if_any(self) -> None:
         """Raises: RecipeError with all that was noted, if anything was."""
         if self._found:

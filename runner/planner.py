@@ -131,7 +131,7 @@ class _Planner:
             return keys
         copies = [key for key in keys if key.startswith("model_ema.")]
         if copies and model == self.resolved.merge.primary():
-            self.dropped["EMA copy"] = dict.fromkeys(copies)
+            self.dropped["left out: running means of the weights (EMA)"] = dict.fromkeys(copies)
         return {key: None for key in keys if not key.startswith("model_ema.")}
 
     def _merge_keys(self, merge: BoundMerge) -> dict[str, None]:

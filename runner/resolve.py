@@ -290,7 +290,10 @@ def _check_names(merge: Merge, problems: Problems) -> bool:
     if method.variadic is None:
         for role in others:
             problems.add((*merge.path, "models", role), f"no such model: {takes}")
-    elif len(others) < method.variadic:
+    for role in others if method.variadic is not None and method.roles else ():
+        if hint := nearest(role, method.roles):
+            problems.warn((*merge.path, "models", role), f"one more model{hint}")
+    if method.variadic is not None and len(others) < method.variadic:
         problems.add((*merge.path, "models"), f"too few: {takes}")
         good = False
     for name, value in merge.parameters.items():
@@ -395,10 +398,12 @@ class _Binder:
     def weighting(self, parameter: Parameter, value: Any, path: KeyPath) -> Weighting:
         """The number at every place of the model; notes rules that select nothing."""
         extrapolate = self.merge.policies.extrapolate
+        before = len(self.problems)
         weighting = parse_weighting(parameter, value, path, extrapolate, self.names, self.problems)
+        readable = len(self.problems) == before
         for at, reason in weighting.unused:
             self.problems.add(at, reason)
-        if weighting.open is not None:
+        if weighting.open is not None and readable:
             hint = "add default: NUMBER for the rest"
             if isinstance(value, list):
                 hint = "a list is for the blocks; write {COMPONENT: LIST, default: NUMBER}"

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 
 LOCK_TRIES, LOCK_SECONDS = 5, 0.02
+MAX_TRIES = 100  # to make a partial that other runs rename away
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,8 +300,11 @@ class Staging:
     def _create(self) -> None:
         self._sweep()
         # Between opening and locking another run may have finished and renamed the partial away.
-        while not self._open_locked():
-            pass
+        for _ in range(MAX_TRIES):
+            if self._open_locked():
+                break
+        else:  # a folder where no file can be made, such as those of /proc
+            raise OutputError(f"{quote(self.partial)}: cannot be made there", hint="give another output_dir")
         try:
             if self.layout.folder:
                 for name, text in self.layout.texts.items():

@@ -195,7 +195,7 @@ def test_ema_copies_are_dropped_with_a_warning_or_kept(models: Path) -> None:
     for name in "ab":
         save(models, name, **{ema: torch.ones(2)})
     plan = planned(tree(), models)
-    assert ema not in fates(plan) and plan.dropped == {"EMA copy": (ema,)}
+    assert ema not in fates(plan) and list(plan.dropped.values()) == [(ema,)]
     assert fates(planned(tree(ema="keep"), models))[ema] == MERGED
 
 

@@ -194,10 +194,8 @@ class _Reader:
         drawn = method.startswith(("dare", "della"))
         stated = self.flag("rescale", drawn)
         if drawn:
-            self.notes.approximate("rescale", "by 1/density here; there so that the sum of magnitudes stays")
             self.notes.approximate("random numbers", "other masks; there they change from run to run")
-            if not stated:
-                tree["rescale"] = "none"
+            tree["rescale"] = "l1" if stated else "none"
         elif stated and method != "task_arithmetic":
             self.notes.refused("rescale", f"{method} does not rescale here")
 
