@@ -461,6 +461,8 @@ def _check_output(recipe: Recipe, primary: Model, names: Names, problems: Proble
             problems.add(("output", "dtype", component), f"no such component{hint} (there are: {there_are})")
     if output.max_shard_bytes is not None and format_ == "checkpoint":
         problems.add(("output", "max_shard_size"), "a single file is not split; leave it out")
+    if output.config is not None and format_ == "checkpoint":
+        problems.add(("output", "config"), "a single file has no configuration files; leave it out")
     return format_
 
 
@@ -482,7 +484,10 @@ def _carrier(recipe: Recipe, models: Sequence[Model], models_dir: Path, cache_di
             tag="CONFIG",
             hint="output.config: FOLDER names a pipeline of the same architecture",
         )
-    checkpoint = _open(source_path(source, models_dir, cache_dir), source, models_dir)
+    try:
+        checkpoint = _open(source_path(source, models_dir, cache_dir), source, models_dir)
+    except (OSError, RuntimeError) as error:
+        raise _missing(source, error) from error
     model = _recognised(source, checkpoint)
     if checkpoint.format != "diffusers" or model.architecture != models[0].architecture:
         kind = FORMATS[checkpoint.format].title
