@@ -128,7 +128,7 @@ class _Model:
 
 def _group(step: Step) -> Group:
     parameters = step.method.measured_by(dict(step.parameters))
-    return step.path, step.method.label, tuple(sorted(parameters.items()))
+    return step.survey, step.method.label, tuple(sorted(parameters.items()))
 
 
 def _measured(step: Step, tiles: Any) -> Any:

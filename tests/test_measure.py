@@ -150,3 +150,24 @@ def test_largest_deltas_of_several_tensors_share_one_threshold() -> None:
     assert found is not None and found.threshold == 2
     masks = [found.mask(tile.operands[1], tile.part).tolist() for tile in tiles]
     assert masks == [[False, True, True], [False, True, False]]
+
+
+def test_merges_that_differ_below_are_measured_each_on_its_own(folder: Path, tmp_path: Path) -> None:
+    def one(alpha: Any) -> Tree:
+        moved = {
+            "method": "weighted_sum",
+            "models": {"a": "x.safetensors", "b": "y.safetensors"},
+            "alpha": alpha,
+        }
+        models = {"base": "base.safetensors", "moved": moved}
+        return {"method": "ties", "models": models, "density": 0.5, "trim": "model"}
+
+    # The last two are equal in all tensors but one.
+    alphas: list[Any] = [0.1, 0.8, {"default": 0.8, KEY: 0.2}]
+    parts = [merged(one(alpha), folder, tmp_path / str(at)) for at, alpha in enumerate(alphas)]
+    for first, second in ((0, 1), (1, 2), (0, 2)):
+        tree = {"method": "weighted_sum", "models": {"a": one(alphas[first]), "b": one(alphas[second])}}
+        both = merged(tree, folder, tmp_path / f"{first}{second}")
+        for key, tensor in both.items():
+            mean = (parts[first][key].float() + parts[second][key].float()) / 2
+            torch.testing.assert_close(tensor.float(), mean, rtol=2**-9, atol=1e-3)
