@@ -58,9 +58,13 @@ class Measuring:
             ahead: how many may be measured before they are needed.
         """
         if self._waiting and (self._waiting[0] == earliest or len(self._ahead) < ahead):
-            self._ahead.add(self._waiting[0])
-            return self._waiting.popleft()
+            return self._waiting[0]
         return None
+
+    def begin(self, job: int) -> None:
+        """Notes that the job that is next is being measured."""
+        assert self._waiting[0] == job
+        self._ahead.add(self._waiting.popleft())
 
     def measure(self, job: int, scratch: Scratch) -> dict[int, Any]:
         """Measures a job."""
