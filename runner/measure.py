@@ -71,7 +71,7 @@ class Measuring:
         found = dict(self._found[job])
         for number, step in enumerate(self._plan.jobs[job].steps):
             if step.over == "tensor" and number not in found:
-                found[number] = _measured(step, scratch.tiles(self._plan.jobs[job], number, found))
+                found[number] = self._measured((job, number), scratch, found)
         return found
 
     def done(self, job: int, found: dict[int, Any]) -> None:
@@ -98,7 +98,8 @@ class Measuring:
         if members[0][1] in self._found[members[0][0]]:
             return
         step = self._plan.jobs[members[0][0]].steps[members[0][1]]
-        measured = _measured(step, _Model(self, members, scratch))
+        with scratch.excused(self._plan.jobs[job] for job, _ in members):
+            measured = _measured(step, _Model(self, members, scratch))
         for job, number in members:
             self._found[job][number] = measured
 
@@ -109,8 +110,14 @@ class Measuring:
             if step.over == "model":
                 self._survey(_group(step), scratch)
             elif step.over and earlier not in found:
-                found[earlier] = _measured(step, scratch.tiles(self._plan.jobs[job], earlier, found))
+                found[earlier] = self._measured((job, earlier), scratch, found)
         return found
+
+    def _measured(self, member: tuple[int, int], scratch: Scratch, found: Mapping[int, Any]) -> Any:
+        """What is measured of a step of a job, those before it being measured."""
+        job, number = self._plan.jobs[member[0]], member[1]
+        with scratch.excused((job,)):
+            return _measured(job.steps[number], scratch.tiles(job, number, found))
 
     def walk(self, members: list[tuple[int, int]], scratch: Scratch) -> Iterator[Tile]:
         """The tiles of some steps, in the order of the plan."""
