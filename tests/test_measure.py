@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from runner.errors import NumericError
+from runner.errors import NumericError, RecipeError
 from runner.methods import METHODS
 from runner.methods.ties import largest_deltas
 from runner.methods.tiles import Part, Tile
-from tests.build import merge, merged, random_tensors
+from tests.build import merge, merged, planned, random_tensors
 
 Tree = dict[str, Any]
 KEY = "model.diffusion_model.middle_block.1.proj_in.weight"
@@ -232,3 +232,8 @@ def test_merges_that_differ_below_are_measured_each_on_its_own(folder: Path, tmp
         for key, tensor in both.items():
             mean = (parts[first][key].float() + parts[second][key].float()) / 2
             torch.testing.assert_close(tensor.float(), mean, rtol=2**-9, atol=1e-3)
+
+
+def test_a_negative_weight_of_a_median_is_refused(folder: Path) -> None:
+    with pytest.raises(RecipeError, match=r"weight\.x: expected 0 or more, found -1"):
+        planned(of("geometric_median", weight={"x": -1, "y": 1, "z": 1}), folder)
