@@ -18,7 +18,7 @@ LAYERS = (
     {"files"},
     {"checkpoint", "methods", "guard"},
     {"formats", "architectures", "digests", "demo_configs", "demo_shapes"},
-    {"demo", "recipe", "write", "references"},
+    {"demo", "hub", "recipe", "write", "references"},
     {"presets", "dialects", "blockstring"},
     {"rules"},
     {"pasted"},
@@ -163,7 +163,9 @@ def test_only_place_asks_accelerate_and_only_the_engine_needs_torch_to_be_import
         assert "accelerate" not in {n.split(".")[0] for n in imported(path)} or room(name) == "place", name
         heavy = {n.split(".")[0] for n in imported(path, top_level=True)}
         assert "torch" not in heavy or room(name) in {"evaluation", "compute", "execute"}, name
-        assert not heavy & {"numpy", "accelerate", "diffusers", "transformers"}, name
+        assert not heavy & {"numpy", "accelerate", "diffusers", "transformers", "huggingface_hub"}, name
+        knows = "huggingface_hub" in {n.split(".")[0] for n in imported(path)}
+        assert not knows or room(name) == "hub", name
 
 
 def test_everything_up_to_the_plan_is_imported_without_torch() -> None:
