@@ -34,7 +34,7 @@ class Source:
     """A model that is there already.
 
     Attributes:
-        name: as the recipe writes it: a path, or demo:NAME.
+        name: as the recipe writes it: a path, demo:NAME, or hf:ORG/NAME.
         sha256: the digest it must have, 64 lower-case digits; None: any.
         variant: which weight files of a diffusers folder, "fp16"; None: the plain ones.
         path: where in the recipe it stands.
@@ -240,7 +240,7 @@ class _Parser:
             elif isinstance(model, Mapping):
                 result[role] = self.merge(model, at, policies, seed)
             else:
-                expected = "a path, demo:NAME, {source: ..., sha256: ...}, or a merge"
+                expected = "a path, demo:NAME, hf:ORG/NAME, {source: ..., sha256: ...}, or a merge"
                 self.problems.add(at, f"expected {expected}; found {quote(model)}")
         return result
 
@@ -248,7 +248,9 @@ class _Parser:
         self.known(tree, _SOURCE_KEYS, path, "key of a source")
         name = tree["source"]
         if not isinstance(name, str) or not name.strip() or "\0" in name:
-            self.problems.add((*path, "source"), f"expected a path or demo:NAME, found {quote(name)}")
+            self.problems.add(
+                (*path, "source"), f"expected a path, demo:NAME or hf:ORG/NAME, found {quote(name)}"
+            )
             name = "?"
         sha256 = self.text(tree, "sha256", path).lower() or None
         if sha256 and not SHA256.fullmatch(sha256):

@@ -94,7 +94,8 @@ def _ordered(value: Any) -> Any:
 
 
 def _canonical_source(source: Source) -> dict[str, str]:
-    name = source.name if source.name.startswith("demo:") else PurePath(source.name).name
+    named = source.name.startswith(("demo:", "hf:"))
+    name = source.name if named else PurePath(source.name).name
     result = {"source": name}
     if source.variant:
         result["variant"] = source.variant
@@ -229,6 +230,7 @@ class RunRecord:
                 "architecture": model.architecture.name if model.architecture else None,
                 "bytes": model.checkpoint.nbytes,
                 "sha256": model_digest(model.checkpoint, digests),
+                **({"revision": model.revision} if model.revision else {}),
             }
             for number, model in enumerate(resolved.models)
         ]

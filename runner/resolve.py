@@ -15,6 +15,7 @@ from runner.demo import demo_model
 from runner.errors import IncompatibleError, InputError, KeyPath, Location, Problems, nearest, quote
 from runner.files import InputFile
 from runner.formats import FORMATS, READERS
+from runner.hub import fetch
 from runner.lora.summary import detect_lora
 from runner.methods import METHODS, Method, Parameter, find_method
 from runner.quantised import quantised
@@ -37,6 +38,7 @@ class Model:
         variant: what else than the plain model it is: "inpainting".
         adapters: the dialect of its names if it is a file of adapters, such as a LoRA; None for a model.
         changes: of adapters: what they change of the primary's tensors; the view then has their specs.
+        revision: the commit of a model of the hub.
     """
 
     sources: tuple[Source, ...]
@@ -46,6 +48,7 @@ class Model:
     variant: str | None
     adapters: str | None = None
     changes: Mapping[str, tuple[Change, ...]] = field(default_factory=dict)
+    revision: str | None = None
 
     @property
     def title(self) -> str:
@@ -130,7 +133,11 @@ def _places(primary: Model, models: tuple[Model, ...]) -> dict[str, Place]:
 
 
 def resolve(
-    recipe: Recipe, locate: Callable[[KeyPath], Location], models_dir: Path, cache_dir: Path
+    recipe: Recipe,
+    locate: Callable[[KeyPath], Location],
+    models_dir: Path,
+    cache_dir: Path,
+    offline: bool = False,
 ) -> Resolved:
     """Binds a recipe to files, methods and places.
 
@@ -139,6 +146,7 @@ def resolve(
         locate: where the value at a key path was written, for errors.
         models_dir: relative paths of sources start here.
         cache_dir: demo models are kept here.
+        offline: whether models of the hub are taken from its cache alone.
 
     Raises:
         RecipeError: with every wrong name and value.
@@ -147,7 +155,7 @@ def resolve(
     """
     problems = Problems(locate)
     bound = _check_names(recipe.merge, problems)
-    models, unreadable = _open_sources(recipe, models_dir, cache_dir)
+    models, unreadable = _open_sources(recipe, models_dir, cache_dir, offline)
     if unreadable or not models:
         if problems:
             for error in unreadable:
@@ -168,42 +176,41 @@ def resolve(
     models = tuple(_with_changes(model, primary, recipe.merge.policies) for model in models)
     carrier = None
     if output_format == "diffusers":
-        carrier = _carrier(recipe, (primary, *models), models_dir, cache_dir)
+        carrier = _carrier(recipe, (primary, *models), models_dir, cache_dir, offline)
     return Resolved(recipe, models, merge, output_format, carrier, names.places, tuple(problems.warnings))
 
 
-def source_path(source: Source, models_dir: Path, cache_dir: Path) -> Path:
-    """Where a source is.
+def source_path(source: Source, models_dir: Path, cache_dir: Path, offline: bool) -> tuple[Path, str | None]:
+    """Where a source is, and the commit of a model of the hub.
 
     Raises:
         InputError: it names something that is no file here.
     """
     name = source.name
     if name.startswith("demo:"):
-        return demo_model(name.removeprefix("demo:"), cache_dir)
+        return demo_model(name.removeprefix("demo:"), cache_dir), None
     if name.startswith("hf:"):
-        hint = "download it first (hf download ORG/NAME) and give the path of the folder"
-        raise InputError(f"{quote(name)}: models of the hub are not read yet", tag="HUB", hint=hint)
+        return fetch(name, source.variant, offline)
     if "://" in name:
-        raise InputError(f"{quote(name)}: a URL; a source is a path or demo:NAME", tag="URL")
-    return models_dir / Path(name).expanduser()
+        raise InputError(f"{quote(name)}: a URL; a source is a path, demo:NAME or hf:ORG/NAME", tag="URL")
+    return models_dir / Path(name).expanduser(), None
 
 
 def _open_sources(
-    recipe: Recipe, models_dir: Path, cache_dir: Path
+    recipe: Recipe, models_dir: Path, cache_dir: Path, offline: bool
 ) -> tuple[tuple[Model, ...], list[InputError]]:
     """Opens each distinct source once; returns with the models what could not be opened."""
     opened: dict[tuple[Path, str | None], Model] = {}
     unreadable: dict[tuple[str, str | None], InputError] = {}
     for source in recipe.merge.sources():
         try:
-            path = source_path(source, models_dir, cache_dir)
+            path, revision = source_path(source, models_dir, cache_dir, offline)
             file = (path.resolve(), source.variant)
             if file in opened:
                 opened[file] = replace(opened[file], sources=(*opened[file].sources, source))
                 continue
             checkpoint = _open(path, source, models_dir)
-            opened[file] = _recognised(source, checkpoint)
+            opened[file] = replace(_recognised(source, checkpoint), revision=revision)
         except InputError as error:
             unreadable[source.name, source.variant] = error
         except (OSError, RuntimeError) as error:
@@ -211,22 +218,24 @@ def _open_sources(
     return tuple(opened.values()), list(unreadable.values())
 
 
-def open_model(source: Source, models_dir: Path, cache_dir: Path) -> Model:
+def open_model(source: Source, models_dir: Path, cache_dir: Path, offline: bool) -> Model:
     """A model by itself, without a recipe.
 
     Args:
         source: names it.
         models_dir: a relative path starts here.
         cache_dir: demo models are kept here.
+        offline: whether a model of the hub is only looked for in its cache.
 
     Raises:
         InputError: it is missing or malformed.
     """
     try:
-        checkpoint = _open(source_path(source, models_dir, cache_dir), source, models_dir)
+        path, revision = source_path(source, models_dir, cache_dir, offline)
+        checkpoint = _open(path, source, models_dir)
     except (OSError, RuntimeError) as error:
         raise _missing(source, error) from error
-    return _recognised(source, checkpoint)
+    return replace(_recognised(source, checkpoint), revision=revision)
 
 
 def _missing(source: Source, error: Exception) -> InputError:
@@ -251,6 +260,8 @@ def _open(path: Path, source: Source, models_dir: Path) -> Checkpoint:
     except InputError as error:
         if source.name.startswith("demo:"):
             error.hint = f"remove {path}: the demo model is made anew"
+        elif source.name.startswith("hf:"):
+            error.hint = error.hint or f"the hub's cache has it in {path}"
         elif error.tag == "MISSING" and not path.exists():
             there = "" if models_dir.is_dir() else ", which is no folder"
             error.hint = f"paths start at models_dir={models_dir}{there}{_nearest_file(path)}"
@@ -464,7 +475,9 @@ def _check_output(recipe: Recipe, primary: Model, names: Names, problems: Proble
     return format_
 
 
-def _carrier(recipe: Recipe, models: Sequence[Model], models_dir: Path, cache_dir: Path) -> Checkpoint:
+def _carrier(
+    recipe: Recipe, models: Sequence[Model], models_dir: Path, cache_dir: Path, offline: bool
+) -> Checkpoint:
     """The pipeline whose other files go into a folder: the one the recipe names, or the first there is.
 
     Raises:
@@ -482,7 +495,8 @@ def _carrier(recipe: Recipe, models: Sequence[Model], models_dir: Path, cache_di
             tag="CONFIG",
             hint="output.config: FOLDER names a pipeline of the same architecture",
         )
-    checkpoint = _open(source_path(source, models_dir, cache_dir), source, models_dir)
+    path, _ = source_path(source, models_dir, cache_dir, offline)
+    checkpoint = _open(path, source, models_dir)
     model = _recognised(source, checkpoint)
     if checkpoint.format != "diffusers" or model.architecture != models[0].architecture:
         kind = FORMATS[checkpoint.format].title
