@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from runner.architectures import Architecture, Place, detect, place, variant
+from runner.architectures import Place, place
 from runner.architectures.layouts import single_file_name
 from runner.checkpoint import Checkpoint
 from runner.demo import demo_model
@@ -15,36 +15,11 @@ from runner.errors import IncompatibleError, InputError, KeyPath, Location, Prob
 from runner.files import InputFile
 from runner.formats import FORMATS, READERS
 from runner.methods import METHODS, Method, Parameter, find_method
+from runner.models import Model as Model
+from runner.models import component_model, component_names, recognised
 from runner.recipe import RECIPE_KEYS, Merge, Policies, Recipe, Source
 from runner.rules import Names
-from runner.view import View, view_of
 from runner.weighting import Weighting, parse_weighting
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model on disk that the recipe names, opened.
-
-    Attributes:
-        sources: every place in the recipe that names it.
-        checkpoint: its headers.
-        view: its tensors under the names merges know them by.
-        architecture: None if it is none we know.
-        variant: what else than the plain model it is: "inpainting".
-    """
-
-    sources: tuple[Source, ...]
-    checkpoint: Checkpoint
-    view: View
-    architecture: Architecture | None
-    variant: str | None
-
-    @property
-    def title(self) -> str:
-        """Its architecture, for people."""
-        if self.architecture is None:
-            return "unknown"
-        return f"{self.architecture.title} {self.variant}" if self.variant else self.architecture.title
 
 
 @dataclass(frozen=True)
@@ -79,12 +54,13 @@ class Resolved:
 
     Attributes:
         recipe: as parsed.
-        models: its sources, each once.
+        models: its sources, each once: those of the merge first.
         merge: the recipe's merge, its names resolved.
         output_format: in FORMATS.
         carrier: the model whose other files the output has; None if the output has none.
         places: where each key of any model stands.
         warnings: what is unusual in the recipe, a line each.
+        components: that are taken whole from a source of their own, component → index in models.
     """
 
     recipe: Recipe
@@ -94,6 +70,7 @@ class Resolved:
     carrier: Checkpoint | None
     places: Mapping[str, Place]
     warnings: tuple[str, ...] = ()
+    components: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def primary(self) -> Model:
@@ -137,7 +114,10 @@ def resolve(
     """
     problems = Problems(locate)
     bound = _check_names(recipe.merge, problems)
-    models, unreadable = _open_sources(recipe, models_dir, cache_dir)
+    opened, unreadable = _open_sources(recipe.sources(), models_dir, cache_dir)
+    stated = {source.path for source in recipe.components.values()}
+    merged = ((tuple(one for one in of if one.path not in stated), model) for of, model in opened)
+    models = tuple(recognised(of, checkpoint) for of, checkpoint in merged if of)
     if unreadable or not models:
         if problems:
             for error in unreadable:
@@ -150,13 +130,19 @@ def resolve(
     names = _names(primary, models)
     merge = _bind(recipe.merge, index_of, names, problems)
     output_format = _check_output(recipe, primary, names, problems)
+    _check_components(recipe, primary, names, problems)
     problems.raise_if_any()
     assert merge is not None  # else its method were a problem
     _check_layouts(models, primary)
+    models, components, places = _with_components(recipe, opened, models, primary, names.places)
     carrier = None
     if output_format == "diffusers":
         carrier = _carrier(recipe, (primary, *models), models_dir, cache_dir)
-    return Resolved(recipe, models, merge, output_format, carrier, names.places, tuple(problems.warnings))
+        for component, number in components.items():
+            carrier = _with_config(carrier, component, models[number].checkpoint)
+    return Resolved(
+        recipe, models, merge, output_format, carrier, places, tuple(problems.warnings), components
+    )
 
 
 def source_path(source: Source, models_dir: Path, cache_dir: Path) -> Path:
@@ -176,35 +162,30 @@ def source_path(source: Source, models_dir: Path, cache_dir: Path) -> Path:
     return models_dir / Path(name).expanduser()
 
 
+Opened = tuple[tuple[Source, ...], Checkpoint]  # a file or folder, and every place that names it
+
+
 def _open_sources(
-    recipe: Recipe, models_dir: Path, cache_dir: Path
-) -> tuple[tuple[Model, ...], list[InputError]]:
+    sources: Iterable[Source], models_dir: Path, cache_dir: Path
+) -> tuple[list[Opened], list[InputError]]:
     """Opens each distinct source once; returns with the models what could not be opened."""
-    opened: dict[tuple[Path, str | None], Model] = {}
+    opened: dict[tuple[Path, str | None], Opened] = {}
     unreadable: dict[tuple[str, str | None], InputError] = {}
-    for source in recipe.merge.sources():
+    for source in sources:
         try:
             path = source_path(source, models_dir, cache_dir)
             file = (path.resolve(), source.variant)
             if file in opened:
-                opened[file] = replace(opened[file], sources=(*opened[file].sources, source))
+                others, checkpoint = opened[file]
+                opened[file] = ((*others, source), checkpoint)
                 continue
-            checkpoint = _open(path, source, models_dir)
-            opened[file] = _recognised(source, checkpoint)
+            opened[file] = ((source,), _open(path, source, models_dir))
         except InputError as error:
             unreadable[source.name, source.variant] = error
         except (OSError, RuntimeError) as error:  # a name too long, links in a circle, an unknown ~user
             reason = f"{quote(source.name)}: {getattr(error, 'strerror', None) or error}"
             unreadable[source.name, source.variant] = InputError(reason, tag="MISSING")
-    return tuple(opened.values()), list(unreadable.values())
-
-
-def _recognised(source: Source, checkpoint: Checkpoint) -> Model:
-    specs = checkpoint.specs
-    architecture = detect(checkpoint.format, specs)
-    kind = variant(architecture, checkpoint.format, specs) if architecture else None
-    view = view_of(architecture, checkpoint.format, specs)
-    return Model((source,), checkpoint, view, architecture, kind)
+    return list(opened.values()), list(unreadable.values())
 
 
 def _open(path: Path, source: Source, models_dir: Path) -> Checkpoint:
@@ -413,7 +394,7 @@ def _check_output(recipe: Recipe, primary: Model, names: Names, problems: Proble
     format_ = output.format if output.format in FORMATS else found
     assert format_ is not None
     for component in output.dtype:
-        if component != "default" and component not in names.components:
+        if component not in ("default", *names.components, *recipe.components):
             hint = nearest(component, names.components)
             there_are = ", ".join(sorted(names.components))
             problems.add(("output", "dtype", component), f"no such component{hint} (there are: {there_are})")
@@ -441,7 +422,7 @@ def _carrier(recipe: Recipe, models: Sequence[Model], models_dir: Path, cache_di
             hint="output.config: FOLDER names a pipeline of the same architecture",
         )
     checkpoint = _open(source_path(source, models_dir, cache_dir), source, models_dir)
-    model = _recognised(source, checkpoint)
+    model = recognised((source,), checkpoint)
     if checkpoint.format != "diffusers" or model.architecture != models[0].architecture:
         kind = FORMATS[checkpoint.format].title
         raise IncompatibleError(
@@ -451,6 +432,48 @@ def _carrier(recipe: Recipe, models: Sequence[Model], models_dir: Path, cache_di
             hint="give the folder of a pipeline of the same architecture",
         )
     return checkpoint
+
+
+def _check_components(recipe: Recipe, primary: Model, names: Names, problems: Problems) -> None:
+    known = component_names(primary.architecture, names.components)
+    for component in recipe.components:
+        if component not in known:
+            hint = nearest(component, known) or f" (there are: {', '.join(known)})"
+            problems.add(("components", component), f"{primary.title} has no such component{hint}")
+
+
+def _with_components(
+    recipe: Recipe,
+    opened: Sequence[Opened],
+    models: tuple[Model, ...],
+    primary: Model,
+    places: Mapping[str, Place],
+) -> tuple[tuple[Model, ...], dict[str, int], dict[str, Place]]:
+    """The models and the sources of components, which of them each component is of, and all places.
+
+    Raises:
+        IncompatibleError: a source is of another architecture, or has nothing of the component.
+    """
+    checkpoints = {source.path: checkpoint for sources, checkpoint in opened for source in sources}
+    found, numbers, all_places = list(models), {}, dict(places)
+    for component, source in recipe.components.items():
+        expected = [key for key in primary.view.tensors if places[key].component == component]
+        model, own = component_model(component, source, checkpoints[source.path], primary, expected)
+        same = [at for at, one in enumerate(found) if one.is_also(model)]
+        if same:
+            found[same[0]] = replace(found[same[0]], sources=(*found[same[0]].sources, source))
+        else:
+            found.append(model)
+        numbers[component] = same[0] if same else len(found) - 1
+        all_places |= {key: place for key, place in own.items() if key not in places}
+    return tuple(found), numbers, all_places
+
+
+def _with_config(carrier: Checkpoint, component: str, source: Checkpoint) -> Checkpoint:
+    """A pipeline with the config of a component that is taken from a folder: it belongs to the weights."""
+    name = f"{component}/config.json"
+    config = source.others.get(name) or source.others.get("config.json")
+    return replace(carrier, others={**carrier.others, name: config}) if config else carrier
 
 
 def _check_layouts(models: tuple[Model, ...], primary: Model) -> None:
