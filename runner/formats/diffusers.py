@@ -23,6 +23,7 @@ from runner.formats.strict_json import parse_object
 from runner.tensors import TensorSpec
 
 INDEX = "model_index.json"
+CONFIG = "config.json"
 MAX_OTHER_BYTES = 64 << 20
 DEFAULT_SHARD_BYTES = 10_000_000_000  # what diffusers' save_pretrained splits at
 MAIN_COMPONENTS = ("unet", "transformer")  # the weight file that carries the metadata
@@ -44,7 +45,7 @@ _SHARD = re.compile(r".+-\d{5}-of-\d{5}(\.[\w-]+)?\.\w+", re.ASCII)
 
 
 class DiffusersFolder:
-    """A pipeline as diffusers saves it, of any class."""
+    """A pipeline as diffusers saves it, of any class; or the folder of one component of it."""
 
     name = "diffusers"
     title = "diffusers folder"
@@ -56,10 +57,15 @@ class DiffusersFolder:
     def open(self, path: Path, label: str, variant: str | None) -> Checkpoint:
         """Reads model_index.json and the header of every weight file.
 
+        The folder of one component is read as a single file with the names its weights have: a layout has
+        a name for the component, and the folder does not say which.
+
         Raises:
             InputError: something is missing, ambiguous, malformed, or points outside the folder.
         """
         folder = _Folder(path, label)
+        if not (path / INDEX).exists() and (path / CONFIG).exists():
+            return _component_alone(folder, variant)
         index = folder.json(INDEX)
         pipeline = index.get("_class_name")
         if not isinstance(pipeline, str) or not _IDENTIFIER.fullmatch(pipeline):
@@ -128,7 +134,9 @@ class _Folder:
         """A file inside, which may be a link only to inside (or to the blobs of its hub cache entry)."""
         path = self.root / name
         real, root = path.resolve(), self.root.resolve()
-        blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
+        # The folder of a pipeline lies in "snapshots", that of a component one deeper.
+        cached = next((above for above in list(root.parents)[:2] if above.name == "snapshots"), None)
+        blobs = cached.parent / "blobs" if cached else root
         if not (real.is_relative_to(root) or real.is_relative_to(blobs)):
             raise self.error(name, "a symbolic link that leaves the folder")
         return path
@@ -157,14 +165,15 @@ class _Folder:
 
     def add_weights(self, component: str, name: str) -> set[str]:
         """Reads one header; returns the names of the tensors inside the component."""
-        file = look(self.path(f"{component}/{name}"), f"{self.label}/{component}/{name}")
+        inside = _joined(component, name)
+        file = look(self.path(inside), f"{self.label}/{inside}")
         metadata: dict[str, str] = {}
         if name.endswith(".bin"):
             tensors, self.pickles = read_pickled(file), True
         else:
             tensors, metadata = read_header(file)
         for inner, (offset, spec) in tensors.items():
-            key = f"{component}/{inner}"
+            key = _joined(component, inner)
             if key in self.tensors:
                 raise self.error(component, f"tensor {quote(inner)} is in more than one file")
             self.tensors[key] = Stored(len(self.files), offset, spec)
@@ -176,6 +185,26 @@ class _Folder:
     def error(self, name: str, reason: str) -> InputError:
         where = f"{self.label}/{name}" if name else self.label
         return InputError(f"{escape(where)}: {reason}", tag="FOLDER")
+
+
+def _joined(component: str, name: str) -> str:
+    """A name inside a component; of the folder of one component alone the component is ""."""
+    return f"{component}/{name}" if component else name
+
+
+def _component_alone(folder: _Folder, variant: str | None) -> Checkpoint:
+    """A folder with a config.json and the weights it belongs to."""
+    _open_component(folder, "", variant)
+    return Checkpoint(
+        label=folder.label,
+        format="checkpoint",
+        root=folder.root,
+        files=tuple(folder.files),
+        tensors=folder.tensors,
+        metadata=folder.metadata,
+        others=folder.others,
+        title="folder of a component",
+    )
 
 
 def _components(index: Mapping[str, Any], folder: _Folder) -> Iterator[str]:
@@ -256,9 +285,9 @@ def _open_component(folder: _Folder, component: str, variant: str | None) -> Non
     names = folder.names(component)
     files = _files(names)
     for name in files.others:
-        folder.add_other(f"{component}/{name}")
+        folder.add_other(_joined(component, name))
     if files.suffix is None:
-        if "config.json" in names:  # a model; a scheduler, tokenizer or image processor has none
+        if CONFIG in names:  # a model; a scheduler, tokenizer or image processor has none
             raise folder.error(component, "expected .safetensors or .bin weights, found none")
         return
     single, index = files.single, files.index
@@ -294,7 +323,7 @@ def _choose_variant(
 
 
 def _open_shards(folder: _Folder, component: str, index_name: str, suffix: str) -> None:
-    where = f"{component}/{index_name}"
+    where = _joined(component, index_name)
     index = folder.json(where)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
