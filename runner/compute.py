@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,6 +111,44 @@ class Scratch:
             yield evaluation.tile(job.steps[step])
             self._let_go(count)
 
+    @contextmanager
+    def excused(self, jobs: Iterable[Job]) -> Iterator[None]:
+        """Of an error in a method says that a tensor is not finite, if one is: no method need survive that.
+
+        Args:
+            jobs: whose tensors it looked at.
+        """
+        try:
+            yield
+        except Exception:
+            for job in jobs:
+                self._check_operands(job)
+            raise
+
+    def _check_operands(self, job: Job) -> None:
+        """Raises: NumericError if one holds NaN or Inf, whether the recipe allows it or not."""
+        for load in job.loads:
+            elements = self._plan.spec(load).elements
+            for start in range(0, elements, self._tile_elements):
+                tensor = self._load(0, load, start, min(self._tile_elements, elements - start))
+                self._refuse(load, tensor, start, job.nonfinite)
+
+    def _refuse(self, load: Load, tensor: Tensor, start: int, allowed: bool) -> None:
+        """Raises: NumericError if part of a tensor that is read holds NaN or Inf."""
+        bad = ~torch.isfinite(tensor.reshape(-1).to(torch.float64))
+        if not bad.any():
+            return
+        first = start + int(bad.nonzero()[0])
+        label = self._plan.resolved.models[load.model].checkpoint.label
+        raise NumericError(
+            f"{escape(label)}: tensor {quote(load.key)}: NaN or Inf, first at element {first}"
+            f"{', which this method cannot look past' if allowed else ''}",
+            tag="NONFINITE",
+            hint="repair the tensor, or choose a method that looks at each element alone"
+            if allowed
+            else f"nonfinite: [{quote(load.key)}] in the recipe lets it pass",
+        )
+
     def _let_go(self, count: int) -> None:
         if count > self._tile_elements:  # a whole tensor: the next is another size, and not ours alone
             self._inputs.clear()
@@ -138,7 +177,8 @@ class Scratch:
         self, job: Job, start: int, count: int, out: memoryview, device: torch.device, measured: Measured
     ) -> Moved:
         evaluation = self._evaluation(job, start, count, device, measured)
-        evaluation.compute(len(job.steps))
+        with self.excused((job,)):
+            evaluation.compute(len(job.steps))
         operands, result, original = evaluation.operands, evaluation.values[-1], evaluation.operand(0)
         target = torch.frombuffer(out, dtype=torch_dtype(job.spec), count=count)
         target.copy_(result.reshape(-1))
@@ -226,15 +266,8 @@ class Scratch:
         if peak <= DTYPES[job.spec.dtype].largest:
             return
         for load, tensor in zip(job.loads, operands, strict=False):
-            bad = ~torch.isfinite(tensor.reshape(-1).to(torch.float64))
-            if bad.any() and not job.nonfinite:
-                first = start + int(bad.nonzero()[0])
-                label = self._plan.resolved.models[load.model].checkpoint.label
-                raise NumericError(
-                    f"{escape(label)}: tensor {quote(load.key)}: NaN or Inf, first at element {first}",
-                    tag="NONFINITE",
-                    hint=f"nonfinite: [{quote(load.key)}] in the recipe lets it pass",
-                )
+            if not job.nonfinite:
+                self._refuse(load, tensor, start, allowed=False)
         what = f"reaches {peak:.6g}" if math.isfinite(peak) else "is not finite"
         limit = f"{job.spec.dtype} holds at most {DTYPES[job.spec.dtype].largest:g}"
         raise NumericError(

@@ -145,6 +145,7 @@ class _Engine:
         self.finished: dict[int, tuple[Piece, memoryview]] = {}
         self.hashed = 0
         self.in_flight = 0
+        self.measured_now = 0  # jobs that are being measured
         self.bytes_done = 0
         self.error: BaseException | None = None
         self.unlike: set[Device] = set()  # GPUs that round otherwise than the host
@@ -231,7 +232,8 @@ class _Engine:
         """What a worker of a device is to do next; None when there is no more.
 
         The next piece and the memory for its result; or, while that must wait, a job to measure. The
-        earliest unfinished piece is always admitted, and its job measured, so waiting for room ends.
+        earliest unfinished piece, or the measuring of its job, is admitted whatever room there is once no
+        job is being measured, so waiting for room ends.
         """
         waiting = self.waiting[device]
         with self.room:
@@ -239,20 +241,34 @@ class _Engine:
                 if not self.measuring.surveyed:
                     self.room.wait()
                     continue
-                piece = waiting[0]
-                fits = self.in_flight + piece.cost <= self.placement.memory[CPU]
-                first = piece.number == self.hashed
-                ahead = piece.number >= self.hashed + self.placement.pieces_ahead
-                if (first or (fits and not ahead)) and self.measuring.is_done(piece.job):
-                    waiting.popleft()
-                    self.in_flight += piece.cost
-                    return piece, self._buffer(piece)
-                job = self.measuring.next(piece.job, self.placement.pieces_ahead) if first or fits else None
-                if job is not None:
-                    self.in_flight += self._cost(job)
-                    return job
+                if (offered := self.offer(waiting)) is not None:
+                    return offered
                 self.room.wait()
             return None
+
+    def offer(self, waiting: deque[Piece]) -> tuple[Piece, memoryview] | int | None:
+        """What can be begun now, for `take`: the first of some pieces, or a job to measure."""
+        piece = waiting[0]
+        first = piece.number == self.hashed
+        ahead = piece.number >= self.hashed + self.placement.pieces_ahead
+        if self.measuring.is_done(piece.job):
+            if self._fits(piece.cost, first) and not ahead:
+                waiting.popleft()
+                self.in_flight += piece.cost
+                return piece, self._buffer(piece)
+            if first:  # as soon as the measuring under way ends
+                return None
+        job = self.measuring.next(piece.job, self.placement.pieces_ahead)
+        if job is None or not self._fits(self._cost(job), first and job == piece.job):
+            return None
+        self.measuring.begin(job)
+        self.measured_now += 1
+        self.in_flight += self._cost(job)
+        return job
+
+    def _fits(self, cost: int, needed: bool) -> bool:
+        """Whether there is room for more bytes; for what all wait for also when nothing will make any."""
+        return self.in_flight + cost <= self.placement.memory[CPU] or (needed and not self.measured_now)
 
     def _cost(self, job: int) -> int:
         """Bytes that are held while a job is measured."""
@@ -263,6 +279,7 @@ class _Engine:
         """Takes what was measured of a job."""
         with self.room:
             self.in_flight -= self._cost(job)
+            self.measured_now -= 1
             self.measuring.done(job, found)
             self.room.notify_all()
 
@@ -273,8 +290,8 @@ class _Engine:
 
     def _survey(self) -> None:
         """Measures what is measured over the whole model; the workers wait for it."""
-        scratch = self.scratch()
-        self.measuring.survey(scratch)
+        with _memory("what is measured over the model"):
+            self.measuring.survey(self.scratch())
         with self.room:
             self.room.notify_all()
 
@@ -368,11 +385,29 @@ class _Engine:
 
     def read_raw(self, model: int, key: str, buffer: memoryview, start: int = 0) -> None:
         """Fills a buffer with the elements of a stored tensor from one on, as they are."""
+        if self.error is not None:  # nobody waits for it any more, and a survey has far to go
+            raise _AbandonedError
         checkpoint = self.plan.resolved.models[model].checkpoint
         stored = checkpoint.tensors[key]
         file = checkpoint.files[stored.file]
         offset = stored.offset + start * DTYPES[stored.spec.dtype].bits // 8
         read_into(self.descriptors[model, stored.file], buffer, offset, file.label)
+
+
+class _AbandonedError(Exception):
+    """Work given up because of an error elsewhere."""
+
+
+@contextlib.contextmanager
+def _memory(what: str, size: str = "its operands") -> Iterator[None]:
+    """Says for what the host had no memory, and how much that is."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+            raise
+        hint = "lower memory= or tile_elements="
+        raise OutOfMemoryError(f"{what}: no memory for {size}", hint=hint) from error
 
 
 def torch_device(device: Device) -> torch.device:
@@ -407,7 +442,9 @@ class _Worker:
     def run(self) -> None:
         while (taken := self.engine.take(self.device)) is not None:
             if isinstance(taken, int):
-                self.engine.measured(taken, self.engine.measuring.measure(taken, self.scratch))
+                with _memory(f"tensor {quote(self.engine.plan.jobs[taken].key)}"):
+                    found = self.engine.measuring.measure(taken, self.scratch)
+                self.engine.measured(taken, found)
                 continue
             piece, data = taken
             job = self.engine.plan.jobs[piece.job]
@@ -419,18 +456,12 @@ class _Worker:
 
     def _compute(self, job: Job, start: int, count: int, data: memoryview) -> Moved | None:
         try:
-            if self.device == CPU or not self._gives_the_same(job, start, count, data):
-                return self.scratch.run(job, start, count, data, torch.device(CPU), self.measured)
-            return self.scratch.run(job, start, count, data, torch_device(self.device), self.measured)
+            with _memory(f"tensor {quote(job.key)}", f"{len(data)} bytes and their operands"):
+                if self.device == CPU or not self._gives_the_same(job, start, count, data):
+                    return self.scratch.run(job, start, count, data, torch.device(CPU), self.measured)
+                return self.scratch.run(job, start, count, data, torch_device(self.device), self.measured)
         except torch.OutOfMemoryError:
             return self._with_less(job, start, count, data)
-        except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
-                raise
-            raise OutOfMemoryError(
-                f"tensor {quote(job.key)}: no memory for {len(data)} bytes and their operands",
-                hint="lower memory= or tile_elements=",
-            ) from error
 
     def _gives_the_same(self, job: Job, start: int, count: int, data: memoryview) -> bool:
         """Whether a GPU gives the host's bytes: compared at the first piece of each method it runs.

@@ -58,16 +58,20 @@ class Measuring:
             ahead: how many may be measured before they are needed.
         """
         if self._waiting and (self._waiting[0] == earliest or len(self._ahead) < ahead):
-            self._ahead.add(self._waiting[0])
-            return self._waiting.popleft()
+            return self._waiting[0]
         return None
+
+    def begin(self, job: int) -> None:
+        """Notes that the job that is next is being measured."""
+        assert self._waiting[0] == job
+        self._ahead.add(self._waiting.popleft())
 
     def measure(self, job: int, scratch: Scratch) -> dict[int, Any]:
         """Measures a job."""
         found = dict(self._found[job])
         for number, step in enumerate(self._plan.jobs[job].steps):
             if step.over == "tensor" and number not in found:
-                found[number] = _measured(step, scratch.tiles(self._plan.jobs[job], number, found))
+                found[number] = self._measured((job, number), scratch, found)
         return found
 
     def done(self, job: int, found: dict[int, Any]) -> None:
@@ -94,7 +98,8 @@ class Measuring:
         if members[0][1] in self._found[members[0][0]]:
             return
         step = self._plan.jobs[members[0][0]].steps[members[0][1]]
-        measured = _measured(step, _Model(self, members, scratch))
+        with scratch.excused(self._plan.jobs[job] for job, _ in members):
+            measured = _measured(step, _Model(self, members, scratch))
         for job, number in members:
             self._found[job][number] = measured
 
@@ -105,8 +110,14 @@ class Measuring:
             if step.over == "model":
                 self._survey(_group(step), scratch)
             elif step.over and earlier not in found:
-                found[earlier] = _measured(step, scratch.tiles(self._plan.jobs[job], earlier, found))
+                found[earlier] = self._measured((job, earlier), scratch, found)
         return found
+
+    def _measured(self, member: tuple[int, int], scratch: Scratch, found: Mapping[int, Any]) -> Any:
+        """What is measured of a step of a job, those before it being measured."""
+        job, number = self._plan.jobs[member[0]], member[1]
+        with scratch.excused((job,)):
+            return _measured(job.steps[number], scratch.tiles(job, number, found))
 
     def walk(self, members: list[tuple[int, int]], scratch: Scratch) -> Iterator[Tile]:
         """The tiles of some steps, in the order of the plan."""
@@ -128,7 +139,7 @@ class _Model:
 
 def _group(step: Step) -> Group:
     parameters = step.method.measured_by(dict(step.parameters))
-    return step.path, step.method.label, tuple(sorted(parameters.items()))
+    return step.survey, step.method.label, tuple(sorted(parameters.items()))
 
 
 def _measured(step: Step, tiles: Any) -> Any:

@@ -106,7 +106,8 @@ def place(
     memory = _gpu_memory(settings, imaginary)
     device_of, notes = _spread(plan, memory)
     ahead = (workers + len(memory) + 1) * RESULTS_PER_WORKER
-    peak = min(budget, _largest_together(plan, tile_elements, ahead))
+    measuring = workers if any(step.over for job in plan.jobs for step in job.steps) else 0
+    peak = min(budget, _largest_together(plan, tile_elements, ahead + measuring))
     return Placement(device_of, {**memory, CPU: budget}, workers, tile_elements, ahead, peak, notes)
 
 

@@ -57,6 +57,7 @@ class Step:
         draw: the random numbers it is given; their stream has the identity of the merge, which is known
             when its inputs are hashed. None: none.
         with_optional: whether the last operand is the role that a recipe may leave out.
+        survey: where the first merge stands that is this one in every tensor: over those it is measured.
     """
 
     method: Method
@@ -65,6 +66,7 @@ class Step:
     path: KeyPath = ()
     draw: Draw | None = None
     with_optional: bool = False
+    survey: KeyPath = ()
 
     @property
     def scope(self) -> str:

@@ -21,6 +21,7 @@ from runner.resolve import BoundMerge, Resolved
 from runner.taken import taken
 from runner.tensors import OUTPUT_DTYPES, TensorSpec
 from runner.view import INCIDENTAL
+from runner.weighting import Weighting
 
 # What tensors stored in fp8 are written as if the recipe does not say: it holds the range of any scale.
 FOR_FP8 = "bfloat16"
@@ -97,6 +98,7 @@ class _Value:
     path: KeyPath = ()
     draw: Draw | None = None
     with_optional: bool = False
+    survey: KeyPath = ()
 
 
 class _Planner:
@@ -115,6 +117,7 @@ class _Planner:
         self.nonfinite = frozenset(_nonfinite(resolved.merge))
         self._first: dict[Structure, KeyPath] = {}
         self._paths: dict[int, KeyPath] = {}
+        self._surveys: dict[int, KeyPath] = {}
         self._padded: set[str] = set()
         self._fate = COPIED
         self._equal: list[Load] = []
@@ -297,6 +300,7 @@ class _Planner:
             self._path(node),
             Draw(node.seed, tuple(node.models)) if node.method.draws else None,
             node.method.optional in node.models,
+            self._survey(node) if node.method.over is not None else (),
         )
 
     def _baked(self, node: BoundMerge, key: str, parameters: dict[str, Value]) -> _Value | None:
@@ -379,6 +383,12 @@ class _Planner:
         if id(merge) not in self._paths:
             self._paths[id(merge)] = self._first.setdefault(_structure(merge), merge.path)
         return self._paths[id(merge)]
+
+    def _survey(self, merge: BoundMerge) -> KeyPath:
+        """Where in the recipe a merge stands first that has this one's values in every tensor."""
+        if id(merge) not in self._surveys:
+            self._surveys[id(merge)] = self._first.setdefault(_structure(merge, whole=True), merge.path)
+        return self._surveys[id(merge)]
 
     def _keep(self, first: int | BoundMerge, reason: str, key: str) -> _Value | None:
         """What the primary has at a key, because a policy says so."""
@@ -475,15 +485,29 @@ def _policies(merge: BoundMerge) -> Policies:
     return replace(merge.policies, missing="keep", extra="drop")
 
 
-Structure = tuple[str, int, tuple[tuple[str, Any], ...]]
+Structure = tuple[Any, ...]
 
 
-def _structure(merge: BoundMerge) -> Structure:
-    """What equal merges have in common wherever they stand: method, seed and models by role."""
+def _structure(merge: BoundMerge, *, whole: bool = False) -> Structure:
+    """What equal merges have in common wherever they stand: method, seed and models by role.
+
+    Args:
+        merge: of the recipe.
+        whole: with all that decides its values beside: the parameters at every key, and the policies.
+    """
     models = (
-        (role, model if isinstance(model, int) else _structure(model)) for role, model in merge.models.items()
+        (role, model if isinstance(model, int) else _structure(model, whole=whole))
+        for role, model in merge.models.items()
     )
-    return merge.method.label, merge.seed if merge.method.draws else 0, tuple(models)
+    found = (merge.method.label, merge.seed if merge.method.draws else 0, tuple(models))
+    if not whole:
+        return found
+    numbers = ((name, [one] if isinstance(one, Weighting) else one) for name, one in merge.weightings.items())
+    values = tuple(
+        (name, *((one.default, *sorted(one.values.items())) for one in several)) for name, several in numbers
+    )
+    policies = replace(merge.policies, nonfinite=(), extrapolate=False)
+    return (*found, values, tuple(merge.choices.items()), policies)
 
 
 def _nonfinite(merge: BoundMerge) -> Iterable[str]:
@@ -523,6 +547,7 @@ def _flatten(value: _Value) -> tuple[tuple[Load, ...], tuple[Step, ...]]:
                 node.path,
                 node.draw,
                 node.with_optional,
+                node.survey,
             )
         )
     return tuple(loads), tuple(steps)

@@ -339,6 +339,9 @@ class _Parser:
         if isinstance(value, str):
             return self.source({"source": value}, path)
         if isinstance(value, Mapping) and "source" in value:
+            if "sha256" in value:
+                reason = "its weights are not read, so there is nothing to compare; leave it out"
+                self.problems.add((*path, "sha256"), reason)
             return self.source(value, path)
         self.problems.add(path, f"expected the folder of a pipeline, found {quote(value)}")
         return None

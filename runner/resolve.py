@@ -445,6 +445,8 @@ def _check_output(recipe: Recipe, primary: Model, names: Names, problems: Proble
             problems.add(("output", "dtype", component), f"no such component{hint} (there are: {there_are})")
     if output.max_shard_bytes is not None and format_ == "checkpoint":
         problems.add(("output", "max_shard_size"), "a single file is not split; leave it out")
+    if output.config is not None and format_ == "checkpoint":
+        problems.add(("output", "config"), "a single file has no configuration files; leave it out")
     return format_
 
 
@@ -468,8 +470,11 @@ def _carrier(
             tag="CONFIG",
             hint="output.config: FOLDER names a pipeline of the same architecture",
         )
-    path, _ = source_path(source, models_dir, cache_dir, offline)
-    checkpoint = _open(path, source, models_dir)
+    try:
+        path, _ = source_path(source, models_dir, cache_dir, offline)
+        checkpoint = _open(path, source, models_dir)
+    except (OSError, RuntimeError) as error:
+        raise _missing(source, error) from error
     model = recognised((source,), checkpoint)
     if checkpoint.format != "diffusers" or model.architecture != models[0].architecture:
         kind = FORMATS[checkpoint.format].title

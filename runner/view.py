@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from runner.architectures import Architecture
 from runner.architectures.layouts import canonical, to_diffusers
-from runner.architectures.left import Kind, Left
+from runner.architectures.left import Kind, Left, reason
 from runner.architectures.ties import Made, Piece
 from runner.quantised import Quantised
 from runner.tensors import TensorSpec
@@ -76,8 +76,12 @@ def view_of(
     tensors: dict[str, Made] = {}
     left = {}
     for key, spec in specs.items():
-        name = next(iter(canonical(architecture, layout, key)), key)
-        if name in tensors:
+        name = next(iter(canonical(architecture, layout, key)), None)
+        if name is None:
+            name = key
+            if (why := reason(architecture, layout, key)).kind in INCIDENTAL:
+                left[key] = why
+        elif name in tensors:
             left[key] = Left(Kind.TWICE, f"another name of {name}, which is there")
             name = key
         tensors[name] = whole(key, spec)

@@ -532,6 +532,58 @@ def test_a_host_without_memory_is_said_with_tensor_and_bytes(
     assert caught.value.exit_code == 8 and "tile_elements=" in str(caught.value.hint)
 
 
+@pytest.mark.parametrize("density", ["tensor", "model"])
+def test_a_host_without_memory_to_measure_in_is_said_too(
+    density: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_models(tmp_path, a=1, b=2)
+
+    def walk(*arguments: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(runner.execute.Scratch, "walk", walk)
+    models = {"base": "a.safetensors", "other": "b.safetensors"}
+    with pytest.raises(OutOfMemoryError, match="no memory for its operands"):
+        merge(
+            {"method": "ties", "models": models, "density": 0.5, "trim": density}, tmp_path, tmp_path / "out"
+        )
+
+
+def test_an_interruption_ends_what_is_measured_over_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_big(tmp_path)
+    models = {"base": "a.safetensors", "other": "b.safetensors"}
+    plan = planned({"method": "ties", "models": models, "density": 0.5, "trim": "model"}, tmp_path)
+    placement = place(plan, Devices(("cpu",)), None, 2, 32768)
+    real = runner.execute.read_into
+    interrupted = threading.Event()
+    reads: list[int] = []
+
+    def read_into(*arguments: Any) -> None:
+        reads.append(1)
+        assert interrupted.wait(20)  # the signal comes while the first tile is read
+        real(*arguments)
+
+    class Interrupted(threading.Event):
+        def set(self) -> None:
+            super().set()
+            interrupted.set()
+
+    def advance(count: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner.execute, "read_into", read_into)
+    (tmp_path / "out").mkdir()
+    with Staging(plan.layout, tmp_path / "out" / "x") as staging:
+        engine = runner.execute._Engine(plan, placement, staging, {})
+        engine.stopped = Interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            engine.run(advance)
+        engine.close()
+    assert len(reads) == 1
+
+
 def test_an_error_leaves_no_thread_behind(tmp_path: Path) -> None:
     models = write_models(tmp_path, a=1, b=2)
     models["b"][KEY][0, 0] = float("nan")
@@ -583,10 +635,14 @@ def in_flight(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 MEAN = {"method": "test_mean", "models": {"a": "a.safetensors", "b": "b.safetensors"}}
+MEASURED = {
+    "method": "slerp",
+    "models": {"a": {**MEAN, "method": "slerp", "per": "row"}, "b": "b.safetensors"},
+}
 
 
 @pytest.mark.usefixtures("whole_tensor_method")
-@pytest.mark.parametrize("tree", [MEAN, two()], ids=["whole", "tiles"])
+@pytest.mark.parametrize("tree", [MEAN, two(), MEASURED], ids=["whole", "tiles", "measured"])
 def test_what_is_under_way_stays_within_the_budget(
     tree: dict[str, Any], tmp_path: Path, in_flight: list[int]
 ) -> None:
@@ -608,7 +664,7 @@ def test_what_is_under_way_stays_within_the_budget(
 
 
 @pytest.mark.usefixtures("whole_tensor_method")
-@pytest.mark.parametrize("tree", [MEAN, two()], ids=["whole", "tiles"])
+@pytest.mark.parametrize("tree", [MEAN, two(), MEASURED], ids=["whole", "tiles", "measured"])
 def test_no_more_is_under_way_than_the_plan_says(
     tree: dict[str, Any], tmp_path: Path, in_flight: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

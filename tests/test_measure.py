@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from runner.errors import NumericError
 from runner.methods import METHODS
 from runner.methods.ties import largest_deltas
 from runner.methods.tiles import Part, Tile
-from tests.build import merge, merged
+from tests.build import merge, merged, random_tensors
 
 Tree = dict[str, Any]
 KEY = "model.diffusion_model.middle_block.1.proj_in.weight"
@@ -150,3 +151,55 @@ def test_largest_deltas_of_several_tensors_share_one_threshold() -> None:
     assert found is not None and found.threshold == 2
     masks = [found.mask(tile.operands[1], tile.part).tolist() for tile in tiles]
     assert masks == [[False, True, True], [False, True, False]]
+
+
+@pytest.mark.parametrize("name", sorted(name for name, tool in METHODS if not tool))
+@pytest.mark.parametrize("allowed", [False, True], ids=["refused", "allowed"])
+def test_what_is_not_finite_is_never_an_error_of_ours(name: str, allowed: bool, tmp_path: Path) -> None:
+    method = METHODS[name, None]
+    if method.adapters:
+        return  # they are no models
+    shapes = {"a.weight": (90, 401), "b.weight": (30, 40), "c.bias": (30,)}
+    roles = [*method.roles, *("p", "q", "r")[: 0 if method.variadic is None else 3 - len(method.roles)]]
+    for seed, role in enumerate(roles):
+        tensors = random_tensors(seed, shapes=shapes)
+        if seed:  # signs that differ: where sums of both are undefined
+            tensors["a.weight"][0, 0] = torch.inf
+            tensors["a.weight"][80, 400] = -torch.inf if seed == 1 else torch.inf
+            tensors["b.weight"][1, 1] = torch.nan
+            tensors["c.bias"][3] = torch.inf
+        save_file(tensors, tmp_path / f"{role}.safetensors")
+    given = {one: 0.5 for one, parameter in method.parameters.items() if parameter.default is None}
+    given |= {"density": 0.5} if "density" in method.parameters else {}
+    tree = {"method": name, "models": {role: f"{role}.safetensors" for role in roles}, **given}
+    try:
+        result = merged(
+            {**tree, "nonfinite": ["*"] if allowed else []}, tmp_path, tmp_path / "out", tile_elements=32768
+        )
+    except NumericError as error:
+        assert error.tag == "NONFINITE"
+        assert ("which this method cannot look past" in str(error)) == allowed
+        assert "NaN or Inf, first at element" in str(error)
+    else:
+        assert allowed or all(one.isfinite().all() for one in result.values())
+
+
+def test_merges_that_differ_below_are_measured_each_on_its_own(folder: Path, tmp_path: Path) -> None:
+    def one(alpha: Any) -> Tree:
+        moved = {
+            "method": "weighted_sum",
+            "models": {"a": "x.safetensors", "b": "y.safetensors"},
+            "alpha": alpha,
+        }
+        models = {"base": "base.safetensors", "moved": moved}
+        return {"method": "ties", "models": models, "density": 0.5, "trim": "model"}
+
+    # The last two are equal in all tensors but one.
+    alphas: list[Any] = [0.1, 0.8, {"default": 0.8, KEY: 0.2}]
+    parts = [merged(one(alpha), folder, tmp_path / str(at)) for at, alpha in enumerate(alphas)]
+    for first, second in ((0, 1), (1, 2), (0, 2)):
+        tree = {"method": "weighted_sum", "models": {"a": one(alphas[first]), "b": one(alphas[second])}}
+        both = merged(tree, folder, tmp_path / f"{first}{second}")
+        for key, tensor in both.items():
+            mean = (parts[first][key].float() + parts[second][key].float()) / 2
+            torch.testing.assert_close(tensor.float(), mean, rtol=2**-9, atol=1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from runner.architectures import ARCHITECTURES
 from runner.architectures.layouts import to_checkpoint
 from runner.architectures.ties import Made
 from runner.demo import demo_model
-from runner.errors import IncompatibleError
+from runner.errors import IncompatibleError, InputError, RecipeError
 from runner.methods import METHODS
 from runner.plan import MERGED
+from runner.record import recipe_digest
 from runner.tensors import TensorSpec
 from tests.build import merge, planned
 
@@ -211,3 +213,45 @@ def test_what_may_be_no_number_is_named_as_in_either_layout(name: str, models: P
     tree = recipe("weighted_sum", str(tmp_path / "odd.safetensors"), "anime.safetensors", nonfinite=[name])
     path, _ = merge(tree, models, tmp_path / "out")
     assert read(path)["model.diffusion_model.out.2.bias"].isnan().sum() == 1
+
+
+@pytest.mark.parametrize("output", ["diffusers", "checkpoint"])
+@pytest.mark.parametrize(
+    "names", [("old", "anime.safetensors"), ("anime.safetensors", "old"), ("old", "old.safetensors")]
+)
+def test_position_ids_of_a_folder_are_not_missed_in_a_single_file(
+    names: tuple[str, str], output: str, models: Path, tmp_path: Path
+) -> None:
+    ids = torch.arange(77)[None]
+    shutil.copytree((models / "photo").resolve(), tmp_path / "old")
+    encoder = tmp_path / "old/text_encoder/model.safetensors"
+    save_file({**load_file(encoder), "text_model.embeddings.position_ids": ids}, encoder)
+    key = "cond_stage_model.transformer.text_model.embeddings.position_ids"
+    save_file({**read(models / "photo.safetensors"), key: ids}, tmp_path / "old.safetensors")
+    sources = [str(tmp_path / name if name.startswith("old") else models / name) for name in names]
+    tree = recipe("weighted_sum", *sources, alpha=0.3, output={"format": output})
+    path, _ = merge(tree, models, tmp_path / "out")
+    plain = read(models / "photo" if output == "diffusers" else models / "photo.safetensors")
+    kept = {"text_encoder/text_model.embeddings.position_ids"}
+    assert read(path).keys() == plain.keys() | (kept if (names[0], output) == ("old", "diffusers") else set())
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "x" * 300, "missing"])
+def test_a_pipeline_that_cannot_be_opened_is_an_error_of_the_input(name: str, models: Path) -> None:
+    tree = recipe("weighted_sum", "photo.safetensors", "anime.safetensors")
+    tree["output"] = {"format": "diffusers", "config": name}
+    with pytest.raises(InputError):
+        planned(tree, models)
+
+
+def test_where_the_other_files_come_from_is_part_of_the_recipe_and_of_folders_alone(models: Path) -> None:
+    tree = recipe("weighted_sum", "photo.safetensors", "anime.safetensors")
+    digests = set()
+    for name in ("photo", "anime"):
+        tree["output"] = {"format": "diffusers", "config": name}
+        digests.add(recipe_digest(planned(tree, models).resolved.recipe))
+    assert len(digests) == 2
+    for config in ({"source": "photo", "sha256": "0" * 64}, "photo"):
+        tree["output"] = {"format": "checkpoint" if config == "photo" else "diffusers", "config": config}
+        with pytest.raises(RecipeError, match="leave it out"):
+            planned(tree, models)
