@@ -65,6 +65,7 @@ class Settings:
     digests: str
     verify: bool
     progress: str
+    hub: str
 
 
 def settings_of(config: DictConfig) -> Settings:
@@ -93,6 +94,7 @@ def settings_of(config: DictConfig) -> Settings:
         digests=node.word("digests", ("remember", "fresh")),
         verify=node.flag("verify"),
         progress=node.word("progress", ("auto", "on", "off")),
+        hub=node.word("hub", ("online", "offline")),
     )
     node.take("source")  # jobs that read one refer to it
     for part in (job, placement, node):

@@ -11,7 +11,7 @@ from runner.formats import FORMATS
 from runner.place import Placement
 from runner.plan import BUFFER, COPIED, KEPT, MERGED, Job, Plan, Value
 from runner.record import RunRecord, roles_of
-from runner.resolve import BoundMerge, Model
+from runner.resolve import Model, Resolved
 
 _FATES = (MERGED, COPIED, KEPT, BUFFER)
 
@@ -122,7 +122,7 @@ def _inputs(plan: Plan) -> list[str]:
         checkpoint = model.checkpoint
         rows.append(
             [
-                ", ".join(roles_of(plan.resolved.merge, number)),
+                ", ".join(roles_of(plan.resolved, number)),
                 escape(checkpoint.label),
                 checkpoint.title or FORMATS[checkpoint.format].title,
                 model.title,
@@ -155,17 +155,19 @@ def _keys(plan: Plan) -> list[str]:
     return table(rows, right=range(1, len(fates) + 1))
 
 
-def _values(job: Job, merge: BoundMerge) -> dict[str, Value]:
+def _values(job: Job, resolved: Resolved) -> dict[str, Value]:
     """The parameters of a job's steps, by name; of nested merges with the roles that lead there.
 
     Where they make the result one of the models, nothing is computed; they are shown all the same.
     """
+    if job.place.component in resolved.components:
+        return {}
     if job.fate == COPIED:
         return {
             name: tuple(one.at(job.key, job.place) for one in weighting)
             if isinstance(weighting, tuple)
             else weighting.at(job.key, job.place)
-            for name, weighting in merge.weightings.items()
+            for name, weighting in resolved.merge.weightings.items()
         }
     return {
         " ".join([".".join(map(str, step.path[1::2])), name]).strip(): value
@@ -176,7 +178,7 @@ def _values(job: Job, merge: BoundMerge) -> dict[str, Value]:
 
 def _parameters(plan: Plan) -> list[str]:
     """The values the parameters take: by component, or by block where they differ inside it."""
-    values = {job.key: _values(job, plan.resolved.merge) for job in plan.jobs}
+    values = {job.key: _values(job, plan.resolved) for job in plan.jobs}
     names = list(dict.fromkeys(name for job in plan.jobs for name in values[job.key]))
     if not names:
         return []
@@ -261,7 +263,7 @@ def _work(plan: Plan, placement: Placement, free: int) -> list[str]:
 def _every_key(plan: Plan) -> list[str]:
     rows = [["key", "fate", "blocks", "written as", "parameters"]]
     for job in plan.jobs:
-        values = _values(job, plan.resolved.merge)
+        values = _values(job, plan.resolved)
         parameters = ", ".join(f"{name}={shown(value)}" for name, value in values.items())
         rows.append([escape(job.key), job.fate, " ".join(job.place.blocks), str(job.spec), parameters])
     lines = table(rows)

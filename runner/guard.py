@@ -34,7 +34,11 @@ _NAME = r"[A-Za-z0-9_][\w-]*(?:/[A-Za-z0-9_][\w-]*)*"
 _DEFAULT = re.compile(rf"(?P<name>{_NAME})(?:@(?P<package>models(?:\.[A-Za-z_]\w*)+))?", re.ASCII)
 REFERENCE = re.compile(r"\$\{(?P<path>\.*[A-Za-z_]\w*(?:\.\w+)*)\}", re.ASCII)
 
-_MAPPINGS = {"models": "models by role: {a: ..., b: ...}", "output": "{name: ..., dtype: ...}"}
+_MAPPINGS = {
+    "models": "models by role: {a: ..., b: ...}",
+    "components": "sources by component: {vae: ...}",
+    "output": "{name: ..., dtype: ...}",
+}
 
 _YAML = "tag:yaml.org,2002:"
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from runner.architectures.layouts import single_file_name
 from runner.architectures.ties import Made
-from runner.arrange import Arrangement, arrange
+from runner.arrange import arrange
 from runner.errors import IncompatibleError, KeyPath, counted, escape, quote
 from runner.formats import FORMATS
 from runner.methods import Method
 from runner.plan import BUFFER, COPIED, KEPT, MERGED, Draw, Job, Load, Plan, Step, Value
 from runner.recipe import Policies
 from runner.resolve import BoundMerge, Resolved
+from runner.taken import taken
 from runner.tensors import OUTPUT_DTYPES, TensorSpec
 from runner.view import INCIDENTAL
 from runner.weighting import Weighting
@@ -43,10 +44,14 @@ def make_plan(resolved: Resolved, metadata: Mapping[str, str]) -> Plan:
         IncompatibleError: keys or shapes do not fit and the recipe has no policy for them.
     """
     planner = _Planner(resolved)
-    jobs = {job.key: job for job in map(planner.job, planner.keys(resolved.merge))}
+    given = taken(resolved, planner.nonfinite)
+    jobs = {job.key: job for job in (*map(planner.job, planner.keys(resolved.merge)), *given.jobs)}
     arrangement = arrange(resolved, {job.key: job.spec for job in jobs.values()})
-    planner.arranged(arrangement)
-    planner.raise_if_unfit()
+    for found in (arrangement, given):
+        planner.dropped.update(found.dropped)
+        planner.unfit.update(found.unfit)
+    planner.example.update(given.example)
+    planner.raise_if_unfit(given.unfit)
     output = resolved.recipe.output
     layout = FORMATS[resolved.output_format].layout(
         output.name,
@@ -129,7 +134,8 @@ class _Planner:
         return self._keys[id(node)]
 
     def _source_keys(self, model: int) -> dict[str, None]:
-        keys = dict.fromkeys(self.specs[model])
+        places, taken_from_others = self.resolved.places, self.resolved.components
+        keys = {key: None for key in self.specs[model] if places[key].component not in taken_from_others}
         if self.resolved.merge.policies.ema == "keep":
             return keys
         copies = [key for key in keys if key.startswith("model_ema.")]
@@ -435,13 +441,12 @@ class _Planner:
             return escape(self.resolved.models[model].checkpoint.label)
         return escape(".".join(map(str, (*merge.path, "models", role))))
 
-    def arranged(self, arrangement: Arrangement) -> None:
-        """Takes what has no place in the output."""
-        self.dropped.update(arrangement.dropped)
-        self.unfit.update(arrangement.unfit)
+    def raise_if_unfit(self, given: Collection[str]) -> None:
+        """Raises: IncompatibleError that lists everything that does not fit.
 
-    def raise_if_unfit(self) -> None:
-        """Raises: IncompatibleError that lists everything that does not fit."""
+        Args:
+            given: what of it concerns the sources of components.
+        """
         if not self.unfit:
             return
         lines = [
@@ -453,6 +458,8 @@ class _Planner:
             kinds = (f"{escape(model.checkpoint.label)} is {model.title}" for model in models)
             lines.insert(0, f"models of different kinds: {', '.join(kinds)}")
         hint = "force: true keeps the first model's tensors there and lists them"
+        if self.unfit.keys() <= set(given):
+            hint = "a component is taken whole: give a source that has it as the models of the merge have it"
         raise IncompatibleError("\n".join(lines), tag="KEYS", hint=hint)
 
     def warnings(self, jobs: tuple[Job, ...]) -> Iterable[str]:

@@ -19,7 +19,7 @@ IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]i?)?B?", re.ASCII)
 
-_RECIPE_KEYS = ("output", "compute_dtype", "description", "author", "license")
+_RECIPE_KEYS = ("components", "output", "compute_dtype", "description", "author", "license")
 _POLICY_KEYS = ("force", "missing", "extra", "shapes", "integers", "ema", "nonfinite", "extrapolate")
 _MERGE_KEYS = ("method", "models", "compat", "seed", *_POLICY_KEYS)
 _OUTPUT_KEYS = ("name", "format", "dtype", "max_shard_size", "config")
@@ -34,7 +34,7 @@ class Source:
     """A model that is there already.
 
     Attributes:
-        name: as the recipe writes it: a path, or demo:NAME.
+        name: as the recipe writes it: a path, demo:NAME, or hf:ORG/NAME.
         sha256: the digest it must have, 64 lower-case digits; None: any.
         variant: which weight files of a diffusers folder, "fp16"; None: the plain ones.
         path: where in the recipe it stands.
@@ -134,7 +134,16 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One merge and what becomes of it."""
+    """One merge and what becomes of it.
+
+    Attributes:
+        name: of the recipe.
+        merge: the merge.
+        output: what the result is called and how it is stored.
+        compute_dtype: what the arithmetic is done in.
+        description, author, license: for the header of the result.
+        components: that the result takes whole from a source of their own, component → source.
+    """
 
     name: str
     merge: Merge
@@ -143,6 +152,12 @@ class Recipe:
     description: str = ""
     author: str = ""
     license: str = ""
+    components: Mapping[str, Source] = field(default_factory=dict)
+
+    def sources(self) -> Iterator[Source]:
+        """Every source: those of the merge, then those of components."""
+        yield from self.merge.sources()
+        yield from self.components.values()
 
 
 def parse_recipe(name: str, tree: Mapping[str, Any], locate: Callable[[KeyPath], Location]) -> Recipe:
@@ -183,6 +198,7 @@ class _Parser:
     def recipe(self, name: str, tree: Mapping[str, Any]) -> Recipe:
         self.compute_dtype = self.word(tree, "compute_dtype", (), COMPUTE_DTYPES) or "float32"
         merge = self.merge(tree, (), Policies(), seed=0)
+        components = self.components(tree.get("components"))
         output = self.output(tree.get("output", {}), name)
         texts = {key: self.text(tree, key, ()) for key in ("description", "author", "license")}
         for key, text in texts.items():
@@ -191,13 +207,15 @@ class _Parser:
                     (key,), f"{len(text.encode())} bytes; a header holds at most {MAX_TEXT_BYTES}"
                 )
         self.problems.raise_if_any()
-        return Recipe(name, merge, output, self.compute_dtype, **texts)
+        return Recipe(name, merge, output, self.compute_dtype, **texts, components=components)
 
     def merge(self, tree: Mapping[str, Any], path: KeyPath, policies: Policies, seed: int) -> Merge:
         if path and tree.get("compute_dtype", self.compute_dtype) != self.compute_dtype:
             self.problems.add(
                 (*path, "compute_dtype"), "is said at the top of the recipe, for all its merges"
             )
+        if path and tree.get("components"):
+            self.problems.add((*path, "components"), "are given at the top of the recipe, for its result")
         method = tree.get("method")
         if not isinstance(method, str):
             self.problems.add((*path, "method"), f"expected the name of a method{_found(tree, 'method')}")
@@ -240,15 +258,35 @@ class _Parser:
             elif isinstance(model, Mapping):
                 result[role] = self.merge(model, at, policies, seed)
             else:
-                expected = "a path, demo:NAME, {source: ..., sha256: ...}, or a merge"
+                expected = "a path, demo:NAME, hf:ORG/NAME, {source: ..., sha256: ...}, or a merge"
                 self.problems.add(at, f"expected {expected}; found {quote(model)}")
+        return result
+
+    def components(self, tree: object) -> dict[str, Source]:
+        if tree is None:
+            return {}
+        if not isinstance(tree, Mapping):
+            self.problems.add(("components",), f"expected sources: {{vae: SOURCE, ...}}; found {quote(tree)}")
+            return {}
+        result: dict[str, Source] = {}
+        for component, source in tree.items():
+            at = ("components", component)
+            if isinstance(source, str):
+                result[component] = self.source({"source": source}, at)
+            elif isinstance(source, Mapping) and "source" in source:
+                result[component] = self.source(source, at)
+            elif source is not None:  # a recipe above may name one: null takes it back
+                expected = "a path, demo:NAME or {source: ..., sha256: ...}"
+                self.problems.add(at, f"expected {expected}; found {quote(source)}")
         return result
 
     def source(self, tree: Mapping[str, Any], path: KeyPath) -> Source:
         self.known(tree, _SOURCE_KEYS, path, "key of a source")
         name = tree["source"]
         if not isinstance(name, str) or not name.strip() or "\0" in name:
-            self.problems.add((*path, "source"), f"expected a path or demo:NAME, found {quote(name)}")
+            self.problems.add(
+                (*path, "source"), f"expected a path, demo:NAME or hf:ORG/NAME, found {quote(name)}"
+            )
             name = "?"
         sha256 = self.text(tree, "sha256", path).lower() or None
         if sha256 and not SHA256.fullmatch(sha256):

@@ -59,9 +59,11 @@ def canonical_recipe(recipe: Recipe) -> dict[str, Any]:
         "max_shard_bytes": recipe.output.max_shard_bytes,
         "config": _canonical_source(recipe.output.config) if recipe.output.config else None,
     }
+    components = {name: _canonical_source(source) for name, source in recipe.components.items()}
     texts = {"description": recipe.description, "author": recipe.author, "license": recipe.license}
     return {
         **_canonical_merge(recipe.merge),
+        **({"components": components} if components else {}),
         "compute_dtype": recipe.compute_dtype,
         "output": {name: value for name, value in output.items() if value},
         **{name: text for name, text in texts.items() if text},
@@ -95,7 +97,8 @@ def _ordered(value: Any) -> Any:
 
 
 def _canonical_source(source: Source) -> dict[str, str]:
-    name = source.name if source.name.startswith("demo:") else PurePath(source.name).name
+    named = source.name.startswith(("demo:", "hf:"))
+    name = source.name if named else PurePath(source.name).name
     result = {"source": name}
     if source.variant:
         result["variant"] = source.variant
@@ -225,11 +228,12 @@ class RunRecord:
         self.deterministic["inputs"] = [
             {
                 **_canonical_source(model.sources[0]),
-                "roles": roles_of(resolved.merge, number),
+                "roles": roles_of(resolved, number),
                 "format": model.checkpoint.format,
                 "architecture": model.architecture.name if model.architecture else None,
                 "bytes": model.checkpoint.nbytes,
                 "sha256": model_digest(model.checkpoint, digests),
+                **({"revision": model.revision} if model.revision else {}),
             }
             for number, model in enumerate(resolved.models)
         ]
@@ -306,12 +310,17 @@ def merge_identities(resolved: Resolved, digests: Mapping[InputFile, str]) -> di
     return found
 
 
-def roles_of(merge: BoundMerge, model: int, prefix: str = "") -> list[str]:
-    """Where in the recipe a model stands: "a", "b.c", ..."""
+def roles_of(resolved: Resolved, model: int) -> list[str]:
+    """Where in the recipe a model stands: "a", "b.c", "components.vae", ..."""
+    components = [f"components.{name}" for name, number in resolved.components.items() if number == model]
+    return [*_roles_in(resolved.merge, model, ""), *components]
+
+
+def _roles_in(merge: BoundMerge, model: int, prefix: str) -> list[str]:
     roles = []
     for role, part in merge.models.items():
         if isinstance(part, BoundMerge):
-            roles += roles_of(part, model, f"{prefix}{role}.")
+            roles += _roles_in(part, model, f"{prefix}{role}.")
         elif part == model:
             roles.append(prefix + role)
     return roles

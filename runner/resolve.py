@@ -2,59 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from runner.architectures import Architecture, Place, detect, place, variant
+from runner.architectures import Place, place
 from runner.architectures.layouts import single_file_name
-from runner.changes import Change, changes_of
+from runner.changes import changes_of
 from runner.checkpoint import Checkpoint
 from runner.demo import demo_model
 from runner.errors import IncompatibleError, InputError, KeyPath, Location, Problems, nearest, quote
 from runner.files import InputFile
 from runner.formats import FORMATS, READERS
-from runner.lora.summary import detect_lora
+from runner.hub import fetch
 from runner.methods import METHODS, Method, Parameter, find_method
-from runner.quantised import quantised
+from runner.models import Model as Model
+from runner.models import component_model, component_names, recognised
 from runner.recipe import RECIPE_KEYS, Merge, Policies, Recipe, Source
 from runner.rules import Names
 from runner.tensors import TensorSpec
-from runner.view import View, view_of, whole
+from runner.view import View, whole
 from runner.weighting import Weighting, parse_weighting
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model on disk that the recipe names, opened.
-
-    Attributes:
-        sources: every place in the recipe that names it.
-        checkpoint: its headers.
-        view: its tensors under the names merges know them by.
-        architecture: None if it is none we know.
-        variant: what else than the plain model it is: "inpainting".
-        adapters: the dialect of its names if it is a file of adapters, such as a LoRA; None for a model.
-        changes: of adapters: what they change of the primary's tensors; the view then has their specs.
-    """
-
-    sources: tuple[Source, ...]
-    checkpoint: Checkpoint
-    view: View
-    architecture: Architecture | None
-    variant: str | None
-    adapters: str | None = None
-    changes: Mapping[str, tuple[Change, ...]] = field(default_factory=dict)
-
-    @property
-    def title(self) -> str:
-        """Its architecture, for people."""
-        if self.adapters:
-            return f"adapters ({self.adapters})"
-        if self.architecture is None:
-            return "unknown"
-        return f"{self.architecture.title} {self.variant}" if self.variant else self.architecture.title
 
 
 @dataclass(frozen=True)
@@ -89,12 +58,13 @@ class Resolved:
 
     Attributes:
         recipe: as parsed.
-        models: its sources, each once.
+        models: its sources, each once: those of the merge first.
         merge: the recipe's merge, its names resolved.
         output_format: in FORMATS.
         carrier: the model whose other files the output has; None if the output has none.
         places: where each key of any model stands.
         warnings: what is unusual in the recipe, a line each.
+        components: that are taken whole from a source of their own, component → index in models.
     """
 
     recipe: Recipe
@@ -104,6 +74,7 @@ class Resolved:
     carrier: Checkpoint | None
     places: Mapping[str, Place]
     warnings: tuple[str, ...] = ()
+    components: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def primary(self) -> Model:
@@ -130,7 +101,11 @@ def _places(primary: Model, models: tuple[Model, ...]) -> dict[str, Place]:
 
 
 def resolve(
-    recipe: Recipe, locate: Callable[[KeyPath], Location], models_dir: Path, cache_dir: Path
+    recipe: Recipe,
+    locate: Callable[[KeyPath], Location],
+    models_dir: Path,
+    cache_dir: Path,
+    offline: bool = False,
 ) -> Resolved:
     """Binds a recipe to files, methods and places.
 
@@ -139,6 +114,7 @@ def resolve(
         locate: where the value at a key path was written, for errors.
         models_dir: relative paths of sources start here.
         cache_dir: demo models are kept here.
+        offline: whether models of the hub are taken from its cache alone.
 
     Raises:
         RecipeError: with every wrong name and value.
@@ -147,7 +123,13 @@ def resolve(
     """
     problems = Problems(locate)
     bound = _check_names(recipe.merge, problems)
-    models, unreadable = _open_sources(recipe, models_dir, cache_dir)
+    opened, unreadable = _open_sources(recipe.sources(), models_dir, cache_dir, offline)
+    stated = {source.path for source in recipe.components.values()}
+    models = tuple(
+        replace(recognised(named, checkpoint), revision=revision)
+        for sources, checkpoint, revision in opened
+        if (named := tuple(source for source in sources if source.path not in stated))
+    )
     if unreadable or not models:
         if problems:
             for error in unreadable:
@@ -162,86 +144,86 @@ def resolve(
     names = _names(primary, models)
     merge = _bind(recipe.merge, index_of, names, problems)
     output_format = _check_output(recipe, primary, names, problems)
+    _check_components(recipe, primary, names, problems)
     problems.raise_if_any()
     assert merge is not None  # else its method were a problem
     _check_layouts(models, primary)
+    models, components, places = _with_components(recipe, opened, models, primary, names.places)
     models = tuple(_with_changes(model, primary, recipe.merge.policies) for model in models)
     carrier = None
     if output_format == "diffusers":
-        carrier = _carrier(recipe, (primary, *models), models_dir, cache_dir)
-    return Resolved(recipe, models, merge, output_format, carrier, names.places, tuple(problems.warnings))
+        carrier = _carrier(recipe, (primary, *models), models_dir, cache_dir, offline)
+        for component, number in components.items():
+            carrier = _with_config(carrier, component, models[number].checkpoint)
+    return Resolved(
+        recipe, models, merge, output_format, carrier, places, tuple(problems.warnings), components
+    )
 
 
-def source_path(source: Source, models_dir: Path, cache_dir: Path) -> Path:
-    """Where a source is.
+def source_path(source: Source, models_dir: Path, cache_dir: Path, offline: bool) -> tuple[Path, str | None]:
+    """Where a source is, and the commit of a model of the hub.
 
     Raises:
         InputError: it names something that is no file here.
     """
     name = source.name
     if name.startswith("demo:"):
-        return demo_model(name.removeprefix("demo:"), cache_dir)
+        return demo_model(name.removeprefix("demo:"), cache_dir), None
     if name.startswith("hf:"):
-        hint = "download it first (hf download ORG/NAME) and give the path of the folder"
-        raise InputError(f"{quote(name)}: models of the hub are not read yet", tag="HUB", hint=hint)
+        return fetch(name, source.variant, offline)
     if "://" in name:
-        raise InputError(f"{quote(name)}: a URL; a source is a path or demo:NAME", tag="URL")
-    return models_dir / Path(name).expanduser()
+        raise InputError(f"{quote(name)}: a URL; a source is a path, demo:NAME or hf:ORG/NAME", tag="URL")
+    return models_dir / Path(name).expanduser(), None
+
+
+Opened = tuple[tuple[Source, ...], Checkpoint, str | None]  # what names a model, its headers, its commit
 
 
 def _open_sources(
-    recipe: Recipe, models_dir: Path, cache_dir: Path
-) -> tuple[tuple[Model, ...], list[InputError]]:
+    sources: Iterable[Source], models_dir: Path, cache_dir: Path, offline: bool
+) -> tuple[list[Opened], list[InputError]]:
     """Opens each distinct source once; returns with the models what could not be opened."""
-    opened: dict[tuple[Path, str | None], Model] = {}
+    opened: dict[tuple[Path, str | None], Opened] = {}
     unreadable: dict[tuple[str, str | None], InputError] = {}
-    for source in recipe.merge.sources():
+    for source in sources:
         try:
-            path = source_path(source, models_dir, cache_dir)
+            path, revision = source_path(source, models_dir, cache_dir, offline)
             file = (path.resolve(), source.variant)
             if file in opened:
-                opened[file] = replace(opened[file], sources=(*opened[file].sources, source))
+                others, checkpoint, revision = opened[file]
+                opened[file] = ((*others, source), checkpoint, revision)
                 continue
-            checkpoint = _open(path, source, models_dir)
-            opened[file] = _recognised(source, checkpoint)
+            opened[file] = ((source,), _open(path, source, models_dir), revision)
         except InputError as error:
             unreadable[source.name, source.variant] = error
         except (OSError, RuntimeError) as error:
             unreadable[source.name, source.variant] = _missing(source, error)
-    return tuple(opened.values()), list(unreadable.values())
+    return list(opened.values()), list(unreadable.values())
 
 
-def open_model(source: Source, models_dir: Path, cache_dir: Path) -> Model:
+def open_model(source: Source, models_dir: Path, cache_dir: Path, offline: bool) -> Model:
     """A model by itself, without a recipe.
 
     Args:
         source: names it.
         models_dir: a relative path starts here.
         cache_dir: demo models are kept here.
+        offline: whether a model of the hub is only looked for in its cache.
 
     Raises:
         InputError: it is missing or malformed.
     """
     try:
-        checkpoint = _open(source_path(source, models_dir, cache_dir), source, models_dir)
+        path, revision = source_path(source, models_dir, cache_dir, offline)
+        checkpoint = _open(path, source, models_dir)
     except (OSError, RuntimeError) as error:
         raise _missing(source, error) from error
-    return _recognised(source, checkpoint)
+    return replace(recognised((source,), checkpoint), revision=revision)
 
 
 def _missing(source: Source, error: Exception) -> InputError:
     """The error for a name too long, links in a circle, an unknown ~user."""
     return InputError(f"{quote(source.name)}: {getattr(error, 'strerror', None) or error}", tag="MISSING")
-
-
-def _recognised(source: Source, checkpoint: Checkpoint) -> Model:
-    specs = checkpoint.specs
-    if (dialect := detect_lora(specs)) is not None:
-        return Model((source,), checkpoint, View({}, {}), None, None, str(dialect))
-    architecture = detect(checkpoint.format, specs)
-    kind = variant(architecture, checkpoint.format, specs) if architecture else None
-    view = view_of(architecture, checkpoint.format, specs, quantised(checkpoint.label, specs))
-    return Model((source,), checkpoint, view, architecture, kind)
 
 
 def _open(path: Path, source: Source, models_dir: Path) -> Checkpoint:
@@ -251,6 +233,8 @@ def _open(path: Path, source: Source, models_dir: Path) -> Checkpoint:
     except InputError as error:
         if source.name.startswith("demo:"):
             error.hint = f"remove {path}: the demo model is made anew"
+        elif source.name.startswith("hf:"):
+            error.hint = error.hint or f"the hub's cache has it in {path}"
         elif error.tag == "MISSING" and not path.exists():
             there = "" if models_dir.is_dir() else ", which is no folder"
             error.hint = f"paths start at models_dir={models_dir}{there}{_nearest_file(path)}"
@@ -455,7 +439,7 @@ def _check_output(recipe: Recipe, primary: Model, names: Names, problems: Proble
     format_ = output.format if output.format in FORMATS else found
     assert format_ is not None
     for component in output.dtype:
-        if component != "default" and component not in names.components:
+        if component not in ("default", *names.components, *recipe.components):
             hint = nearest(component, names.components)
             there_are = ", ".join(sorted(names.components))
             problems.add(("output", "dtype", component), f"no such component{hint} (there are: {there_are})")
@@ -466,7 +450,9 @@ def _check_output(recipe: Recipe, primary: Model, names: Names, problems: Proble
     return format_
 
 
-def _carrier(recipe: Recipe, models: Sequence[Model], models_dir: Path, cache_dir: Path) -> Checkpoint:
+def _carrier(
+    recipe: Recipe, models: Sequence[Model], models_dir: Path, cache_dir: Path, offline: bool
+) -> Checkpoint:
     """The pipeline whose other files go into a folder: the one the recipe names, or the first there is.
 
     Raises:
@@ -485,10 +471,11 @@ def _carrier(recipe: Recipe, models: Sequence[Model], models_dir: Path, cache_di
             hint="output.config: FOLDER names a pipeline of the same architecture",
         )
     try:
-        checkpoint = _open(source_path(source, models_dir, cache_dir), source, models_dir)
+        path, _ = source_path(source, models_dir, cache_dir, offline)
+        checkpoint = _open(path, source, models_dir)
     except (OSError, RuntimeError) as error:
         raise _missing(source, error) from error
-    model = _recognised(source, checkpoint)
+    model = recognised((source,), checkpoint)
     if checkpoint.format != "diffusers" or model.architecture != models[0].architecture:
         kind = FORMATS[checkpoint.format].title
         raise IncompatibleError(
@@ -530,6 +517,48 @@ def _with_changes(model: Model, primary: Model, policies: Policies) -> Model:
         changes=changes,
         view=View({key: whole(key, TensorSpec("F32", base[key].shape)) for key in changes}, {}),
     )
+
+
+def _check_components(recipe: Recipe, primary: Model, names: Names, problems: Problems) -> None:
+    known = component_names(primary.architecture, names.components)
+    for component in recipe.components:
+        if component not in known:
+            hint = nearest(component, known) or f" (there are: {', '.join(known)})"
+            problems.add(("components", component), f"{primary.title} has no such component{hint}")
+
+
+def _with_components(
+    recipe: Recipe,
+    opened: Sequence[Opened],
+    models: tuple[Model, ...],
+    primary: Model,
+    places: Mapping[str, Place],
+) -> tuple[tuple[Model, ...], dict[str, int], dict[str, Place]]:
+    """The models and the sources of components, which of them each component is of, and all places.
+
+    Raises:
+        IncompatibleError: a source is of another architecture, or has nothing of the component.
+    """
+    checkpoints = {source.path: checkpoint for sources, checkpoint, _ in opened for source in sources}
+    found, numbers, all_places = list(models), {}, dict(places)
+    for component, source in recipe.components.items():
+        expected = [key for key in primary.view.tensors if places[key].component == component]
+        model, own = component_model(component, source, checkpoints[source.path], primary, expected)
+        same = [at for at, one in enumerate(found) if one.is_also(model)]
+        if same:
+            found[same[0]] = replace(found[same[0]], sources=(*found[same[0]].sources, source))
+        else:
+            found.append(model)
+        numbers[component] = same[0] if same else len(found) - 1
+        all_places |= {key: place for key, place in own.items() if key not in places}
+    return tuple(found), numbers, all_places
+
+
+def _with_config(carrier: Checkpoint, component: str, source: Checkpoint) -> Checkpoint:
+    """A pipeline with the config of a component that is taken from a folder: it belongs to the weights."""
+    name = f"{component}/config.json"
+    config = source.others.get(name) or source.others.get("config.json")
+    return replace(carrier, others={**carrier.others, name: config}) if config else carrier
 
 
 def _check_layouts(models: tuple[Model, ...], primary: Model) -> None:

@@ -65,7 +65,8 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
     try:
         with record.stage("resolve"):
             parsed = parse_recipe(recipe.name, recipe.tree, recipe.locate)
-            resolved = resolve(parsed, recipe.locate, settings.models_dir, settings.cache_dir)
+            offline = settings.hub == "offline"
+            resolved = resolve(parsed, recipe.locate, settings.models_dir, settings.cache_dir, offline)
             record.resolved(resolved)
         with record.stage("plan"):
             plan = make_plan(resolved, header_metadata(resolved))

@@ -26,6 +26,7 @@ DEFAULTS: dict[str, Any] = {
     "digests": "remember",
     "verify": True,
     "progress": "auto",
+    "hub": "online",
     "recipe": {},
 }
 
@@ -61,6 +62,7 @@ def test_the_defaults_of_conf(cache: Path) -> None:
         digests="remember",
         verify=True,
         progress="auto",
+        hub="online",
     )
     assert settings_of(composed()) == expected
     assert parsed() == expected

@@ -19,15 +19,17 @@ LAYERS = (
     {"checkpoint", "methods", "guard"},
     {"formats", "architectures", "digests", "demo_configs", "demo_shapes"},
     {"lora"},
-    {"demo", "recipe", "write", "references"},
+    {"demo", "hub", "recipe", "write", "references"},
     {"presets", "dialects", "blockstring"},
     {"rules"},
     {"pasted"},
     {"weighting"},
     {"quantised"},
     {"view", "changes"},
+    {"models"},
     {"resolve"},
     {"plan", "arrange"},
+    {"taken"},
     {"planner"},
     {"place"},
     {"evaluation"},
@@ -167,7 +169,9 @@ def test_only_place_asks_accelerate_and_only_the_engine_needs_torch_to_be_import
         heavy = {n.split(".")[0] for n in imported(path, top_level=True)}
         knows = {"evaluation", "bake", "compute", "distance", "execute"}
         assert "torch" not in heavy or room(name) in knows, name
-        assert not heavy & {"numpy", "accelerate", "diffusers", "transformers"}, name
+        assert not heavy & {"numpy", "accelerate", "diffusers", "transformers", "huggingface_hub"}, name
+        asks = "huggingface_hub" in {n.split(".")[0] for n in imported(path)}
+        assert not asks or room(name) == "hub", name
 
 
 def test_everything_up_to_the_plan_is_imported_without_torch() -> None:

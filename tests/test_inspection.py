@@ -62,6 +62,7 @@ class Look:
                 memory=None,
                 verify=True,
                 progress="off",
+                hub="offline",
                 **stated,
             )
         )

@@ -40,6 +40,7 @@ def settings(folder: Path, **changes: Any) -> Settings:
         "digests": "fresh",
         "verify": True,
         "progress": "off",
+        "hub": "online",
     }
     return Settings(**{**defaults, **changes})
 

@@ -23,7 +23,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 # In a single file of an unknown architecture, what keys of well-known components begin with.
-_WELL_KNOWN = {
+WELL_KNOWN = {
     "first_stage_model.": "vae",
     "vae.": "vae",
     "cond_stage_model.": "text_encoder",
@@ -76,7 +76,7 @@ def _split(architecture: Architecture | None, layout: str, key: str) -> tuple[st
     if layout == "diffusers":
         component, _, inner = key.partition("/")
         return component, inner
-    prefixes = architecture.prefixes if architecture else _WELL_KNOWN
+    prefixes = architecture.prefixes if architecture else WELL_KNOWN
     for prefix, component in prefixes.items():
         if key.startswith(prefix):
             return component, key[len(prefix) :]

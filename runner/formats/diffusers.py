@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from runner.formats.strict_json import parse_object
 from runner.tensors import TensorSpec
 
 INDEX = "model_index.json"
+CONFIG = "config.json"
 MAX_OTHER_BYTES = 64 << 20
 DEFAULT_SHARD_BYTES = 10_000_000_000  # what diffusers' save_pretrained splits at
 MAIN_COMPONENTS = ("unet", "transformer")  # the weight file that carries the metadata
@@ -37,11 +38,14 @@ _SUFFIXES = ("safetensors", "bin")
 _STEM, _VARIANT = r"(diffusion_pytorch_model|pytorch_model|model)", r"(\.(?P<variant>[\w-]+))?"
 _WEIGHTS = re.compile(rf"{_STEM}{_VARIANT}\.(?P<suffix>{'|'.join(_SUFFIXES)})", re.ASCII)
 _SHARD_INDEX = re.compile(rf"{_STEM}\.(?P<suffix>{'|'.join(_SUFFIXES)})\.index{_VARIANT}\.json", re.ASCII)
+_PART = re.compile(
+    rf"{_STEM}{_VARIANT}-\d{{5}}-of-\d{{5}}(\.(?P<last>[\w-]+))?\.(?P<suffix>{'|'.join(_SUFFIXES)})", re.ASCII
+)
 _SHARD = re.compile(r".+-\d{5}-of-\d{5}(\.[\w-]+)?\.\w+", re.ASCII)
 
 
 class DiffusersFolder:
-    """A pipeline as diffusers saves it, of any class."""
+    """A pipeline as diffusers saves it, of any class; or the folder of one component of it."""
 
     name = "diffusers"
     title = "diffusers folder"
@@ -53,10 +57,15 @@ class DiffusersFolder:
     def open(self, path: Path, label: str, variant: str | None) -> Checkpoint:
         """Reads model_index.json and the header of every weight file.
 
+        The folder of one component is read as a single file with the names its weights have: a layout has
+        a name for the component, and the folder does not say which.
+
         Raises:
             InputError: something is missing, ambiguous, malformed, or points outside the folder.
         """
         folder = _Folder(path, label)
+        if not (path / INDEX).exists() and (path / CONFIG).exists():
+            return _component_alone(folder, variant)
         index = folder.json(INDEX)
         pipeline = index.get("_class_name")
         if not isinstance(pipeline, str) or not _IDENTIFIER.fullmatch(pipeline):
@@ -125,7 +134,9 @@ class _Folder:
         """A file inside, which may be a link only to inside (or to the blobs of its hub cache entry)."""
         path = self.root / name
         real, root = path.resolve(), self.root.resolve()
-        blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
+        # The folder of a pipeline lies in "snapshots", that of a component one deeper.
+        cached = next((above for above in list(root.parents)[:2] if above.name == "snapshots"), None)
+        blobs = cached.parent / "blobs" if cached else root
         if not (real.is_relative_to(root) or real.is_relative_to(blobs)):
             raise self.error(name, "a symbolic link that leaves the folder")
         return path
@@ -154,14 +165,15 @@ class _Folder:
 
     def add_weights(self, component: str, name: str) -> set[str]:
         """Reads one header; returns the names of the tensors inside the component."""
-        file = look(self.path(f"{component}/{name}"), f"{self.label}/{component}/{name}")
+        inside = _joined(component, name)
+        file = look(self.path(inside), f"{self.label}/{inside}")
         metadata: dict[str, str] = {}
         if name.endswith(".bin"):
             tensors, self.pickles = read_pickled(file), True
         else:
             tensors, metadata = read_header(file)
         for inner, (offset, spec) in tensors.items():
-            key = f"{component}/{inner}"
+            key = _joined(component, inner)
             if key in self.tensors:
                 raise self.error(component, f"tensor {quote(inner)} is in more than one file")
             self.tensors[key] = Stored(len(self.files), offset, spec)
@@ -173,6 +185,26 @@ class _Folder:
     def error(self, name: str, reason: str) -> InputError:
         where = f"{self.label}/{name}" if name else self.label
         return InputError(f"{escape(where)}: {reason}", tag="FOLDER")
+
+
+def _joined(component: str, name: str) -> str:
+    """A name inside a component; of the folder of one component alone the component is ""."""
+    return f"{component}/{name}" if component else name
+
+
+def _component_alone(folder: _Folder, variant: str | None) -> Checkpoint:
+    """A folder with a config.json and the weights it belongs to."""
+    _open_component(folder, "", variant)
+    return Checkpoint(
+        label=folder.label,
+        format="checkpoint",
+        root=folder.root,
+        files=tuple(folder.files),
+        tensors=folder.tensors,
+        metadata=folder.metadata,
+        others=folder.others,
+        title="folder of a component",
+    )
 
 
 def _components(index: Mapping[str, Any], folder: _Folder) -> Iterator[str]:
@@ -189,10 +221,26 @@ def _components(index: Mapping[str, Any], folder: _Folder) -> Iterator[str]:
         yield name
 
 
-def _open_component(folder: _Folder, component: str, variant: str | None) -> None:
-    names = folder.names(component)
+@dataclass
+class _Files:
+    """The files of a component by what they are.
+
+    Attributes:
+        others: those without weights.
+        suffix: of the weights that are read; None if there are none.
+        single, index: of that suffix, by variant, the file of all weights, and the index of a sharded one.
+    """
+
+    others: list[str]
+    suffix: str | None
+    single: Mapping[str | None, str]
+    index: Mapping[str | None, str]
+
+
+def _files(names: Iterable[str]) -> _Files:
     singles: dict[str, dict[str | None, str]] = {suffix: {} for suffix in _SUFFIXES}
     indices: dict[str, dict[str | None, str]] = {suffix: {} for suffix in _SUFFIXES}
+    others = []
     for name in names:
         if match := _WEIGHTS.fullmatch(name):
             if not _SHARD.fullmatch(name):
@@ -200,43 +248,82 @@ def _open_component(folder: _Folder, component: str, variant: str | None) -> Non
         elif match := _SHARD_INDEX.fullmatch(name):
             indices[match["suffix"]][match["variant"]] = name
         elif _CARRIED.fullmatch(name) and not name.endswith(".index.json"):
-            folder.add_other(f"{component}/{name}")
+            others.append(name)
     suffix = next((suffix for suffix in _SUFFIXES if singles[suffix] or indices[suffix]), None)
-    if suffix is None:
-        if "config.json" in names:  # a model; a scheduler, tokenizer or image processor has none
+    return _Files(others, suffix, singles.get(suffix or "", {}), indices.get(suffix or "", {}))
+
+
+def wanted_files(
+    component: str, names: Iterable[str], variant: str | None, error: Callable[[str, str], InputError]
+) -> list[str]:
+    """Of the files of a component those that are read: none of other variants, no second copy of weights.
+
+    Args:
+        component: its name.
+        names: of all its files.
+        variant: the wanted one; None for the plain files.
+        error: makes the error if it cannot be told which, from where and why.
+    """
+    names = sorted(names)
+    files = _files(names)
+    if files.suffix is None:
+        return files.others
+    chosen = _choose_variant(error, component, {*files.single, *files.index}, variant)
+    if chosen not in files.index:
+        return [*files.others, files.single[chosen]]
+    shards = [
+        name
+        for name in names
+        if (match := _PART.fullmatch(name))
+        and match["suffix"] == files.suffix
+        and (match["variant"] or match["last"]) == chosen
+    ]
+    return [*files.others, files.index[chosen], *shards]
+
+
+def _open_component(folder: _Folder, component: str, variant: str | None) -> None:
+    names = folder.names(component)
+    files = _files(names)
+    for name in files.others:
+        folder.add_other(_joined(component, name))
+    if files.suffix is None:
+        if CONFIG in names:  # a model; a scheduler, tokenizer or image processor has none
             raise folder.error(component, "expected .safetensors or .bin weights, found none")
         return
-    single, index = singles[suffix], indices[suffix]
-    chosen = _choose_variant(folder, component, set(single) | set(index), variant)
+    single, index = files.single, files.index
+    chosen = _choose_variant(folder.error, component, {*single, *index}, variant)
     if chosen in single and chosen in index:
         raise folder.error(component, f"both {single[chosen]} and {index[chosen]}: which is the model?")
     if chosen in single:
         folder.add_weights(component, single[chosen])
     else:
-        _open_shards(folder, component, index[chosen], suffix)
+        _open_shards(folder, component, index[chosen], files.suffix)
 
 
 def _choose_variant(
-    folder: _Folder, component: str, variants: set[str | None], wanted: str | None
+    error_of: Callable[[str, str], InputError],
+    component: str,
+    variants: set[str | None],
+    wanted: str | None,
 ) -> str | None:
     """The variant to read: the wanted one, else the plain files, else the only one there is."""
     known = sorted(name for name in variants if name)
     if wanted is not None:
         if wanted not in variants and not (None in variants and not known):
             there_are = f"{nearest(wanted, known)} (there are: {', '.join(known)})"
-            raise folder.error(component, f"no variant {quote(wanted)}{there_are}")
+            raise error_of(component, f"no variant {quote(wanted)}{there_are}")
         return wanted if wanted in variants else None
     if None in variants:
         return None
     if len(known) == 1:
         return known[0]
-    error = folder.error(component, f"several variants and no plain weights: {', '.join(known)}")
+    error = error_of(component, f"several variants and no plain weights: {', '.join(known)}")
     error.hint = "say which: {source: ..., variant: " + known[0] + "}"
     raise error
 
 
 def _open_shards(folder: _Folder, component: str, index_name: str, suffix: str) -> None:
-    where = f"{component}/{index_name}"
+    where = _joined(component, index_name)
     index = folder.json(where)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):

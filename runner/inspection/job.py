@@ -52,7 +52,9 @@ def inspect(settings: Settings) -> dict[str, Any]:
 
 def _open(path: Path, settings: Settings) -> Model:
     # A path on the command line starts at the current folder, as the shell completes it.
-    return open_model(Source(str(path), variant=settings.job.variant), Path(), settings.cache_dir)
+    return open_model(
+        Source(str(path), variant=settings.job.variant), Path(), settings.cache_dir, settings.hub == "offline"
+    )
 
 
 def _memory(settings: Settings) -> Path | None:
