@@ -163,7 +163,8 @@ def test_the_threshold_of_a_model_is_one_for_tensors_of_single_and_double_precis
         }
         for _ in range(2)
     )
-    base["b"][:3], moved["b"][:3] = 0, torch.tensor([1e300, 1e-300, 3.5e38])  # beyond single precision
+    beyond = torch.tensor([1e300, 1e-300, 3.5e38], dtype=torch.float64)  # what float32 can hold
+    base["b"][:3], moved["b"][:3] = 0, beyond
     save_file(base, tmp_path / "base.safetensors")
     save_file(moved, tmp_path / "moved.safetensors")
     sizes = {key: (moved[key] - base[key]).abs() for key in dtypes}
