@@ -26,7 +26,7 @@ LAYERS = (
     {"weighting"},
     {"view", "changes"},
     {"resolve"},
-    {"plan", "arrange"},
+    {"plan", "arrange", "factors"},
     {"planner"},
     {"place"},
     {"evaluation"},
