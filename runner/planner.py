@@ -272,7 +272,7 @@ class _Planner:
             return None
         step = job.steps[-1]
         assert step.method.rank is not None  # its result is factors
-        of = [self._rank(load) for load in job.loads] if merge.method.adapters else []
+        of = [self._rank(job.loads[at]) for at in step.arguments] if merge.method.adapters else []
         rank = step.method.rank(spec.shape, of, **dict(step.parameters))
         if rank == 0:
             self.dropped.setdefault("rank 0", {})[key] = None
