@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from runner.changes import Change
+from runner.errors import NumericError, escape
 from runner.evaluation import torch_dtype
 from runner.lora.adapters import Adapter
+from runner.lora.algebra import Kind
 from runner.lora.deltas import change_rows, dora_rows
+from runner.methods.factors import sides
 from runner.tensors import DTYPES, TensorSpec
 
 ROWS = 64  # of a change that are computed at a time: always the same ones, whatever is asked for
@@ -66,6 +69,42 @@ class Bakery:
                 rows[low - first : high - first] = part
         flat = rows.reshape(-1)[start - first * columns : stop - first * columns]
         return flat.to(base.dtype).reshape(base.shape)
+
+    def pair(self, model: int, changes: tuple[Change, ...], shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """What a model's adapters change of a whole tensor, as two factors with the scale in the first.
+
+        Args:
+            model: index of the adapters' file.
+            changes: of the tensor.
+            shape: of the tensor.
+
+        Returns:
+            Up and down, in float64.
+
+        Raises:
+            NumericError: a factor is not finite.
+        """
+        rows, columns = sides(shape)
+        ups, downs = [], []
+        for change in changes:
+            share, adapter = change.share, change.adapter
+            if adapter.kind is Kind.LORA:
+                factors, scale = self._loaded(model, adapter)
+                part = factors["up"].reshape(adapter.shape[0], -1)[share.start : share.start + share.rows]
+                part, down = part * scale, factors["down"].reshape(factors["down"].shape[0], -1)
+            else:  # a change that is no product of two matrices is one of itself and the identity
+                part = self._rows(model, adapter, share.start, share.start + share.rows)
+                down = torch.eye(columns, dtype=torch.float64)
+            if not (torch.isfinite(part).all() and torch.isfinite(down).all()):
+                label = escape(adapter.name)
+                raise NumericError(
+                    f"{label}: NaN or Inf in its factors, which have no product", tag="NONFINITE"
+                )
+            up = torch.zeros((rows, len(down)), dtype=torch.float64)
+            up[share.first : share.first + share.rows] = part
+            ups.append(up)
+            downs.append(down)
+        return torch.cat(ups, 1), torch.cat(downs)
 
     def _rows(self, model: int, adapter: Adapter, start: int, stop: int) -> Tensor:
         """Rows of a product, computed in fixed groups so that their bits do not depend on what is asked."""

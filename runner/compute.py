@@ -15,6 +15,7 @@ from runner.architectures.ties import Shape
 from runner.bake import Bakery
 from runner.errors import IncompatibleError, KeyPath, NumericError, escape, quote
 from runner.evaluation import CPU, Evaluation, Measured, torch_dtype
+from runner.methods.factors import Factors
 from runner.methods.tiles import Tile
 from runner.plan import Job, Load, Plan
 from runner.tensors import DTYPES, SUM_ELEMENTS, TensorSpec
@@ -82,6 +83,8 @@ class Scratch:
         # What stands in another order in the output is computed whole, and put in that order at the end.
         result = memoryview(bytearray(len(out))) if job.arranged else out
         try:
+            if job.rank:
+                return self._factor(job, start, count, result, measured)
             if job.steps:
                 return self._merge(job, start, count, result, device, measured)
             self._copy(job, start, count, result)
@@ -169,9 +172,29 @@ class Scratch:
             changes = self._plan.resolved.models[load.model].changes[load.key]
             return self._bakery.change(load.model, changes, job.spec.shape, start, base)
 
+        def pair(at: int) -> tuple[Tensor, Tensor]:
+            load = job.loads[at]
+            changes = self._plan.resolved.models[load.model].changes[load.key]
+            return self._bakery.pair(load.model, changes, job.spec.shape)
+
         return Evaluation(
-            job, start, count, device, measured, operands, wide, self._float, self._identities, change
+            job, start, count, device, measured, operands, wide, self._float, self._identities, change, pair
         )
+
+    def _factor(self, job: Job, start: int, count: int, out: memoryview, measured: Measured) -> Moved:
+        """Writes the factors of a tensor; how far they are from what they stand for."""
+        evaluation = self._evaluation(job, start, count, torch.device(CPU), measured)
+        for operand in evaluation.operands:  # what is not finite has no singular values
+            if not torch.isfinite(operand).all():
+                self._check(job, operand, evaluation.operands, start)
+        evaluation.compute(len(job.steps))
+        found = evaluation.values[-1]
+        assert isinstance(found, Factors)  # the job has a rank
+        target = torch.frombuffer(out, dtype=torch_dtype(job.spec), count=job.written_elements)
+        product = found.write(target, job.rank, job.alpha)
+        if not torch.isfinite(target).all():
+            self._check(job, torch.cat([found.up.reshape(-1), found.down.reshape(-1)]), [], start)
+        return Moved(squares((found.change - product).reshape(-1)), squares(found.change.reshape(-1)))
 
     def _merge(
         self, job: Job, start: int, count: int, out: memoryview, device: torch.device, measured: Measured
@@ -180,6 +203,7 @@ class Scratch:
         with self.excused((job,)):
             evaluation.compute(len(job.steps))
         operands, result, original = evaluation.operands, evaluation.values[-1], evaluation.operand(0)
+        assert isinstance(result, Tensor)  # the job has no rank
         target = torch.frombuffer(out, dtype=torch_dtype(job.spec), count=count)
         target.copy_(result.reshape(-1))
         moved = self._moved(target, original, len(operands))

@@ -70,7 +70,8 @@ def describe(plan: Plan, placement: Placement, free: int, *, all_keys: bool = Fa
 
 def report(path: Path, plan: Plan, record: RunRecord) -> str:
     """What a finished merge says: where the model is, what it is, how far it moved from the primary."""
-    output, moved = record.deterministic["output"], record.run["moved"]
+    output, lora = record.deterministic["output"], plan.resolved.output_format == "lora"
+    moved = record.run["residual" if lora else "moved"]
     primary = escape(plan.resolved.primary.checkpoint.label)
     lines = [str(path), f"  sha256 {output['sha256']}, {size(output['bytes'])}"]
     if moved:
@@ -79,8 +80,9 @@ def report(path: Path, plan: Plan, record: RunRecord) -> str:
             for name, found in moved.items()
             if found["relative"] is not None
         )
-        lines.append(f"  moved from {primary}: {distances or 'no finite distance'}")
-    lines += _copied(plan)
+        what = "of the change not in the LoRA" if lora else f"moved from {primary}"
+        lines.append(f"  {what}: {distances or 'no finite distance'}")
+    lines += [] if lora else _copied(plan)
     seconds = record.run["seconds"]
     lines.append(f"  {sum(seconds.values()):.1f} s, record in run.json beside run.log")
     demos = sorted({label for label in _labels(plan) if label.startswith("demo:")})

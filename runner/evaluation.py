@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from runner.errors import IncompatibleError, KeyPath
+from runner.methods.factors import Factors
 from runner.methods.random import Random
 from runner.methods.tiles import Part, Tile
 from runner.plan import Job, Step
@@ -42,7 +43,8 @@ class Evaluation:
         scratch: float memory: (number, count, dtype).
         identities: of the merges that draw random numbers.
         change: what adapters change of a tensor: (number of the load, the tensor).
-        values: the results of the steps so far.
+        pair: the same as two factors: (number of the load).
+        values: the results of the steps so far; Factors of a method that gives them, which is the last.
     """
 
     job: Job
@@ -55,7 +57,8 @@ class Evaluation:
     scratch: Callable[[int, int, torch.dtype], Tensor]
     identities: Mapping[KeyPath, str]
     change: Callable[[int, Tensor], Tensor]
-    values: list[Tensor] = field(default_factory=list)
+    pair: Callable[[int], tuple[Tensor, Tensor]]
+    values: list[Tensor | Factors] = field(default_factory=list)
     _cast: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -83,12 +86,15 @@ class Evaluation:
 
     def tile(self, step: Step) -> Tile:
         """What a step is given."""
+        arguments: list[Any]
         if step.method.reads == "pipeline":
             # Only the last step's result is saved; before it the tool had all in float32.
             loaded = torch_dtype(self.job.spec) if step is self.job.steps[-1] else torch.float32
             arguments = [self._as_stored(at, None if n else loaded) for n, at in enumerate(step.arguments)]
         elif step.method.reads == "file":
             arguments = [self._as_stored(at, None) for at in step.arguments]
+        elif step.method.adapters and step.method.result == "factors":
+            arguments = [self.job.spec.shape, *map(self.pair, step.arguments)]
         elif step.method.adapters:
             first = self.operand(step.arguments[0])
             arguments = [first, *(self.change(at, first) for at in step.arguments[1:])]
@@ -107,7 +113,7 @@ class Evaluation:
     def operand(self, at: int) -> Tensor:
         """A load or the value of a step, in the compute dtype."""
         if at >= len(self.operands):
-            return self.values[at - len(self.operands)].to(self._compute)
+            return self._value(at).to(self._compute)
         if at not in self._cast:
             tensor = self.operands[at]
             if self.device.type != CPU:
@@ -117,10 +123,16 @@ class Evaluation:
             self._cast[at] = tensor.reshape(self._shape)
         return self._cast[at]
 
+    def _value(self, at: int) -> Tensor:
+        """The value of a step that another takes."""
+        value = self.values[at - len(self.operands)]
+        assert not isinstance(value, Factors)  # they are the result
+        return value
+
     def _as_stored(self, at: int, as_loaded: torch.dtype | None) -> Tensor:
         """For compat: a as the tool loaded it, the others as they are in the file."""
         if at >= len(self.operands):
-            return self.values[at - len(self.operands)]
+            return self._value(at)
         tensor = self.operands[at]
         dtype = as_loaded if as_loaded and tensor.is_floating_point() else tensor.dtype
         return tensor.to(self.device, dtype).reshape(self._shape)

@@ -64,7 +64,8 @@ class Outcome:
     Attributes:
         digests: SHA-256 of each weight file, as it was in memory.
         written: the pieces, with checksums to compare with what is read back.
-        moved: by component, the sums of squares of (result − a) and of a.
+        moved: by component, the sums of squares of (result − a) and of a; of factors, of what they lack of
+            the change they stand for and of the change.
         fallbacks: what was moved from a device to another place, and how often.
         notes: what methods found unusual, and the keys where they did.
     """
@@ -296,7 +297,9 @@ class _Engine:
             self.room.notify_all()
 
     def _buffer(self, piece: Piece) -> memoryview:
-        size = piece.count * DTYPES[self.plan.jobs[piece.job].spec.dtype].bits // 8
+        job = self.plan.jobs[piece.job]
+        elements = job.written_elements if job.rank else piece.count
+        size = elements * DTYPES[job.spec.dtype].bits // 8
         reusable = self.placement.tile_elements * 8
         if size > reusable:
             return memoryview(bytearray(size))

@@ -130,8 +130,10 @@ def working_bytes(plan: Plan, job: Job, elements: int | None = None) -> int:
     )
     floats = (len(job.loads) + sum(map(_copies, job.steps)) + 1) * (8 if job.compute == "float64" else 4)
     sums = min(SUMMING_BYTES, 32 * count) if job.whole else 0
-    written = (1 + bool(job.arranged)) * DTYPES[job.spec.dtype].bits // 8
-    return count * (read + floats + written) + sums
+    size = DTYPES[job.spec.dtype].bits // 8
+    if job.rank:  # the factors: as computed, twice, and as written
+        return count * (read + floats) + sums + job.written_elements * (16 + size)
+    return count * (read + floats + (1 + bool(job.arranged)) * size) + sums
 
 
 def _copies(step: Step) -> int:

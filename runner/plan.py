@@ -12,6 +12,7 @@ from runner.architectures.ties import Piece
 from runner.checkpoint import Layout
 from runner.errors import KeyPath
 from runner.methods import Method
+from runner.methods.factors import sides
 from runner.resolve import Resolved
 from runner.tensors import TensorSpec
 
@@ -110,6 +111,9 @@ class Job:
         stored: name of the tensor it is, or is a part of, in the output.
         lengths: whether the lengths of its rows are needed before anything is computed of them.
         padded: whether operands may have fewer input channels than the first load, whose they then get.
+        rank: of the factors that are written instead of the tensor, one after the other from the offset
+            on; 0: the tensor itself is.
+        alpha: whether their alpha is written before them.
         arranged: if its rows stand in another order there, or it is transposed: the pieces that make the
             stored tensor.
     """
@@ -129,6 +133,8 @@ class Job:
     arranged: tuple[Piece, ...] = ()
     lengths: bool = False
     padded: bool = False
+    rank: int = 0
+    alpha: bool = False
 
     @property
     def scope(self) -> str:
@@ -145,6 +151,13 @@ class Job:
     def whole(self) -> bool:
         """Whether the tensor must be in memory whole."""
         return self.scope == "tensor" or bool(self.arranged) or self.padded
+
+    @property
+    def written_elements(self) -> int:
+        """How many elements are written: those of the tensor, or of its factors."""
+        if not self.rank:
+            return self.spec.elements
+        return self.alpha + self.rank * sum(sides(self.spec.shape))
 
     def piece_elements(self, tile_elements: int) -> int:
         """How many elements are computed at a time, if a tile is as large as that."""
@@ -217,6 +230,8 @@ class Plan:
     def keeps_primary(self) -> bool:
         """Whether every key is the primary's, or computed with the primary's as the first load."""
         primary = self.resolved.merge.primary()
+        if self.resolved.output_format == "lora":
+            return False
         return any(job.steps for job in self.jobs) and all(job.loads[0].model == primary for job in self.jobs)
 
     @property

@@ -9,12 +9,17 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from runner.architectures import Architecture
 from runner.architectures.layouts import single_file_name
 from runner.architectures.ties import Made
 from runner.arrange import arrange
+from runner.checkpoint import Layout
 from runner.errors import IncompatibleError, KeyPath, counted, escape, quote
+from runner.factors import Module, dialect_for, module_name, network_metadata
 from runner.formats import FORMATS
+from runner.lora.algebra import Kind
 from runner.methods import Method
+from runner.methods.factors import sides
 from runner.plan import BUFFER, COPIED, KEPT, MERGED, Draw, Job, Load, Plan, Step, Value
 from runner.recipe import Policies
 from runner.resolve import BoundMerge, Resolved
@@ -44,6 +49,8 @@ def make_plan(resolved: Resolved, metadata: Mapping[str, str]) -> Plan:
         IncompatibleError: keys or shapes do not fit and the recipe has no policy for them.
     """
     planner = _Planner(resolved)
+    if resolved.merge.method.result == "factors":
+        return _lora_plan(planner, metadata)
     given = taken(resolved, planner.nonfinite)
     jobs = {job.key: job for job in (*map(planner.job, planner.keys(resolved.merge)), *given.jobs)}
     arrangement = arrange(resolved, {job.key: job.spec for job in jobs.values()})
@@ -66,14 +73,40 @@ def make_plan(resolved: Resolved, metadata: Mapping[str, str]) -> Plan:
         for key, (offset, _) in file.tensors.items()
         for job in _placed(jobs, key, arrangement.made[key], number, offset)
     )
-    return Plan(
-        resolved,
-        placed,
-        layout,
-        {reason: tuple(sorted(keys)) for reason, keys in planner.dropped.items()},
-        {reason: tuple(sorted(keys)) for reason, keys in planner.deviations.items()},
-        tuple(planner.warnings(placed)),
+    return planner.plan(placed, layout)
+
+
+def _lora_plan(planner: _Planner, metadata: Mapping[str, str]) -> Plan:
+    """The plan of a merge whose result is a LoRA: a job for each module, which writes all its tensors.
+
+    Raises:
+        IncompatibleError: what has no place in a LoRA, and the recipe does not drop it.
+    """
+    resolved = planner.resolved
+    architecture = resolved.primary.architecture
+    if architecture is None:
+        label = escape(resolved.primary.checkpoint.label)
+        raise IncompatibleError(
+            f"{label} is of an unknown architecture: the names of a LoRA's modules follow from it", tag="LORA"
+        )
+    modules: dict[str, tuple[Module, Job]] = {}
+    for key in planner.keys(resolved.merge):
+        if found := planner.module(architecture, key):
+            modules[found[0].name] = found
+    planner.raise_if_unfit(())
+    if not modules:
+        raise IncompatibleError("nothing to write: no module of the LoRA has a rank above 0", tag="LORA")
+    said = network_metadata(architecture, (module for module, _ in modules.values()))
+    specs = {key: spec for module, _ in modules.values() for key, spec in module.specs.items()}
+    output = resolved.recipe.output
+    layout = FORMATS["lora"].layout(output.name, specs, None, {**metadata, **said}, None)
+    first = {next(iter(module.specs)): (module, job) for module, job in modules.values()}
+    jobs = tuple(
+        replace(first[key][1], offset=offset, stored=first[key][0].name)
+        for key, (offset, _) in layout.files[0].tensors.items()
+        if key in first
     )
+    return planner.plan(jobs, layout)
 
 
 def _placed(jobs: Mapping[str, Job], key: str, made: Made, file: int, offset: int) -> Iterable[Job]:
@@ -245,6 +278,77 @@ class _Planner:
             lengths=any(self._needs_lengths(load) for load in loads),
         )
 
+    def plan(self, jobs: tuple[Job, ...], layout: Layout) -> Plan:
+        """The plan, with what was noted on the way."""
+        return Plan(
+            self.resolved,
+            jobs,
+            layout,
+            {reason: tuple(sorted(keys)) for reason, keys in self.dropped.items()},
+            {reason: tuple(sorted(keys)) for reason, keys in self.deviations.items()},
+            tuple(self.warnings(jobs)),
+        )
+
+    def module(self, architecture: Architecture, key: str) -> tuple[Module, Job] | None:
+        """The module of a LoRA that changes a tensor, and its job; None if there is none."""
+        merge = self.resolved.merge
+        spec = self.specs[merge.primary()].get(key)
+        name = module_name(architecture, key, spec) if spec else None
+        if merge.method.adapters and not self._fits_factors(merge, key, name):
+            return None
+        if spec is None or name is None:
+            self.dropped.setdefault("not part of a LoRA", {})[key] = None
+            return None
+        job = self.job(key)
+        if not job.steps:
+            self.dropped.setdefault("left out of the LoRA", {})[key] = None
+            return None
+        step = job.steps[-1]
+        assert step.method.rank is not None  # its result is factors
+        of = [self._rank(job.loads[at]) for at in step.arguments] if merge.method.adapters else []
+        rank = step.method.rank(spec.shape, of, **dict(step.parameters))
+        if rank == 0:
+            self.dropped.setdefault("rank 0", {})[key] = None
+            return None
+        module = Module(name, dialect_for(architecture), spec.shape, rank, job.spec.dtype)
+        return module, replace(job, rank=rank, alpha=module.alpha)
+
+    def _fits_factors(self, merge: BoundMerge, key: str, name: str | None) -> bool:
+        """Whether any of the adapters changes a tensor; notes those that have no factors there."""
+        strengths = self._parameters(merge, key)["strength"]
+        joined = not int(float(str(self._parameters(merge, key)["rank"])))
+        assert isinstance(strengths, tuple)
+        found = False
+        for (role, node), strength in zip(list(merge.models.items())[1:], strengths, strict=True):
+            assert isinstance(node, int)  # merges are no adapters
+            changes = self.resolved.models[node].changes.get(key, ())
+            if not changes or strength == 0:
+                continue
+            label = self._name(merge, role)
+            if any(change.adapter.magnitude for change in changes):
+                what = f"{label}: DoRA's lengths follow from the weights, which are no part of a LoRA"
+            elif name is None:
+                what = f"{label}: changes of what is no linear layer or convolution"
+                if _policies(merge).extra == "drop":
+                    self.dropped.setdefault(f"{what}, left out", {})[key] = None
+                    continue
+            elif joined and any(change.adapter.kind is not Kind.LORA for change in changes):
+                kinds = ", ".join(sorted({change.adapter.kind for change in changes}))
+                what = f"{label}: {kinds} cannot be joined exactly; say rank"
+            else:
+                found = True
+                continue
+            self.unfit.setdefault(what, {})[key] = None
+        return found
+
+    def _rank(self, load: Load) -> int:
+        """The rank of what adapters change of a tensor, as the engine makes factors of it."""
+        columns = sides(self.specs[load.model][load.key].shape)[1]
+        return sum(
+            change.adapter.rank or columns if change.adapter.kind is Kind.LORA else columns
+            for change in self.resolved.models[load.model].changes[load.key]
+        )
+
     def _needs_lengths(self, load: Load) -> bool:
         changes = self.resolved.models[load.model].changes.get(load.key, ())
         return any(change.adapter.magnitude is not None for change in changes)
@@ -316,9 +420,11 @@ class _Planner:
         ]
         if not used:
             return primary
-        operands = (primary, *(load for load, _ in used))
-        strength = ("strength", tuple(one for _, one in used))
-        return _Value(None, node.method, operands, (strength,), self._path(node))
+        loads = tuple(load for load, _ in used)
+        # Where the result is factors, of the primary only the headers count.
+        operands = loads if node.method.result == "factors" else (primary, *loads)
+        numbers = {**parameters, "strength": tuple(one for _, one in used)}
+        return _Value(None, node.method, operands, tuple(sorted(numbers.items())), self._path(node))
 
     def _is_incidental(self, key: str, merge: BoundMerge, role: str) -> bool:
         """Whether a key belongs to the layout of one of two models in different layouts, not to the model."""
@@ -429,6 +535,8 @@ class _Planner:
         word = dtypes.get(self.resolved.places[key].component) or dtypes.get("default")
         if word is None and self.resolved.merge.method.reads == "pipeline":
             word = "float32"  # what the pipeline was loaded and saved in
+        if word is None and self.resolved.output_format == "lora":
+            word = "float16"
         if word is None and self.resolved.models[model].view.is_fp8(key):
             word = FOR_FP8
             self.widened[key] = None

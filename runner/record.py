@@ -129,8 +129,9 @@ def header_metadata(resolved: Resolved) -> dict[str, str]:
     resolution = theirs.get("modelspec.resolution", "")
     spec = {
         "sai_model_spec": "1.0.1",
-        "architecture": primary.architecture.modelspec,
-        "implementation": "diffusers" if resolved.output_format == "diffusers" else "sgm",
+        "architecture": primary.architecture.modelspec
+        + ("/lora" if resolved.output_format == "lora" else ""),
+        "implementation": "sgm" if resolved.output_format == "checkpoint" else "diffusers",
         "title": recipe.output.name,
         "resolution": resolution if _RESOLUTION.fullmatch(resolution) else primary.architecture.resolution,
         "merged_from": ", ".join(
@@ -253,7 +254,7 @@ class RunRecord:
         }
         self.run["fallbacks"] = dict(outcome.fallbacks)
         self.run["notes"] = outcome.notes
-        self.run["moved"] = {
+        self.run["residual" if plan.resolved.output_format == "lora" else "moved"] = {
             component: {"relative": relative(difference, original), "norm": _rounded(math.sqrt(difference))}
             for component, (difference, original) in outcome.moved.items()
         }

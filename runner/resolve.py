@@ -143,7 +143,9 @@ def resolve(
         _check_kinds(recipe.merge, models, index_of, problems)
     names = _names(primary, models)
     merge = _bind(recipe.merge, index_of, names, problems)
-    output_format = _check_output(recipe, primary, names, problems)
+    output_format = _check_output(
+        recipe, find_method(recipe.merge.method, recipe.merge.compat), primary, names, problems
+    )
     _check_components(recipe, primary, names, problems)
     problems.raise_if_any()
     assert merge is not None  # else its method were a problem
@@ -285,6 +287,8 @@ def _check_names(merge: Merge, problems: Problems) -> bool:
             known = (*method.parameters, *RECIPE_KEYS)
             own = ", ".join(method.parameters) or "none"
             hint = nearest(name, known) or f" (its parameters: {own})"
+            if name in method.refuses:
+                hint = f": {method.refuses[name]}"
             problems.add(
                 (*merge.path, name), f"unknown parameter of {method.name}{hint} (found {quote(value)})"
             )
@@ -424,13 +428,24 @@ class _Binder:
         return bool(value) if isinstance(value, bool) else str(word)
 
 
-def _check_output(recipe: Recipe, primary: Model, names: Names, problems: Problems) -> str:
+def _check_output(
+    recipe: Recipe, method: Method | None, primary: Model, names: Names, problems: Problems
+) -> str:
     """Notes what is wrong with `output`; returns its format."""
     output, found = recipe.output, primary.checkpoint.format
+    if method is not None and method.result == "factors":
+        found = "lora"
     if output.format is not None and output.format not in FORMATS:
         hint = nearest(output.format, FORMATS) or f" (there are: {', '.join(FORMATS)})"
         problems.add(("output", "format"), f"unknown format {quote(output.format)}{hint}")
-    elif output.format not in (None, found) and primary.architecture is None:
+    elif method is not None and output.format is not None and (output.format == "lora") != (found == "lora"):
+        what = "a LoRA" if found == "lora" else "a model"
+        hint = "" if found == "lora" else "; extract_lora and join_loras give a LoRA"
+        problems.add(
+            ("output", "format"),
+            f"the result of {method.name} is {what}: leave it out{hint} (found {quote(output.format)})",
+        )
+    elif output.format not in (None, found) and found != "lora" and primary.architecture is None:
         problems.add(
             ("output", "format"),
             f"{quote(primary.checkpoint.label)} is of an unknown architecture: its layout cannot be "
@@ -443,7 +458,7 @@ def _check_output(recipe: Recipe, primary: Model, names: Names, problems: Proble
             hint = nearest(component, names.components)
             there_are = ", ".join(sorted(names.components))
             problems.add(("output", "dtype", component), f"no such component{hint} (there are: {there_are})")
-    if output.max_shard_bytes is not None and format_ == "checkpoint":
+    if output.max_shard_bytes is not None and format_ != "diffusers":
         problems.add(("output", "max_shard_size"), "a single file is not split; leave it out")
     if output.config is not None and format_ == "checkpoint":
         problems.add(("output", "config"), "a single file has no configuration files; leave it out")
@@ -496,12 +511,17 @@ def _check_kinds(
     for role, model in merge.models.items():
         if isinstance(model, Merge):
             _check_kinds(model, models, index_of, problems)
+            inner = find_method(model.method, model.compat)
+            if inner is not None and inner.result == "factors":
+                what = f"the result of {inner.name} is a LoRA, which is no part of another merge"
+                problems.add((*merge.path, "models", role), f"{what}; make it with a recipe of its own")
+                continue
         wanted = method.adapters and role not in method.roles
         found = isinstance(model, Source) and models[index_of[model.path]].adapters is not None
         if wanted != found:
             named = quote(model.name) if isinstance(model, Source) else "a merge"
             what = f"{named} is no file of adapters" if wanted else f"{named} is a file of adapters, no model"
-            hint = "" if wanted else "; add_lora bakes it into one"
+            hint = "" if wanted else "; add_lora bakes it into one, join_loras makes one of several"
             problems.add((*merge.path, "models", role), f"{what}{hint}")
 
 
@@ -520,6 +540,10 @@ def _with_changes(model: Model, primary: Model, policies: Policies) -> Model:
 
 
 def _check_components(recipe: Recipe, primary: Model, names: Names, problems: Problems) -> None:
+    method = find_method(recipe.merge.method, recipe.merge.compat)
+    if recipe.components and method is not None and method.result == "factors":
+        problems.add(("components",), "a LoRA has no components of its own; leave it out")
+        return
     known = component_names(primary.architecture, names.components)
     for component in recipe.components:
         if component not in known:

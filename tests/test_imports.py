@@ -28,7 +28,7 @@ LAYERS = (
     {"view", "changes"},
     {"models"},
     {"resolve"},
-    {"plan", "arrange"},
+    {"plan", "arrange", "factors"},
     {"taken"},
     {"planner"},
     {"place"},

@@ -12,7 +12,7 @@ from typing import Protocol
 from runner.checkpoint import Checkpoint, Layout
 from runner.formats.diffusers import DiffusersFolder
 from runner.formats.pickled import PickledFile
-from runner.formats.safetensors import SafetensorsFile
+from runner.formats.safetensors import LoraFile, SafetensorsFile
 from runner.tensors import TensorSpec
 
 
@@ -63,6 +63,7 @@ class Format(Reader, Protocol):
 FORMATS: dict[str, Format] = {
     "checkpoint": SafetensorsFile(),
     "diffusers": DiffusersFolder(),
+    "lora": LoraFile(),
 }
 
 # In the order in which they are asked whether they accept a path.

@@ -86,6 +86,17 @@ class SafetensorsFile:
         return Layout(f"{name}.safetensors", folder=False, files=(output_file("", specs, metadata),))
 
 
+class LoraFile(SafetensorsFile):
+    """A LoRA in one .safetensors file. It is written; what is read is a single file, whatever it holds."""
+
+    name = "lora"
+    title = "LoRA"
+
+    def accepts(self, path: Path) -> bool:
+        """Never: a single file accepts it."""
+        return False
+
+
 def read_header(file: InputFile) -> tuple[dict[str, tuple[int, TensorSpec]], dict[str, str]]:
     """Key → (byte offset in the file, spec) in file order, and the metadata.
 

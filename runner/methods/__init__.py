@@ -18,7 +18,9 @@ from runner.methods import della as della
 from runner.methods import euclidean_add_difference as euclidean_add_difference
 from runner.methods import expo as expo
 from runner.methods import extract as extract
+from runner.methods import extract_lora as extract_lora
 from runner.methods import isotropic as isotropic
+from runner.methods import join_loras as join_loras
 from runner.methods import knots as knots
 from runner.methods import linear as linear
 from runner.methods import magmax as magmax

@@ -18,10 +18,11 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from runner.methods.factors import Factors, Shape
 from runner.methods.random import Random
 from runner.methods.tiles import Part
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     Weight = Annotated[Tensor, "weight"]
     Delta = Annotated[Tensor, "delta"]
     Adapter = Annotated[Tensor, "adapter"]
+    Pair = tuple[Tensor, Tensor]
+    Outline = Shape
     PerModel = Sequence[float] | float
 else:
 
@@ -43,6 +46,12 @@ else:
 
     class Adapter:
         """What a file of adapters, such as a LoRA, changes of a tensor."""
+
+    class Pair:
+        """The same as two factors, up and down, whose product it is."""
+
+    class Outline:
+        """The shape of a tensor of a model whose weights are not read."""
 
     class PerModel:
         """A number for each of `*models`: the recipe gives one for all, or one by role."""
@@ -100,12 +109,13 @@ class Method:
 
     Attributes:
         name: in the recipe.
-        function: tensors of one key in, one tensor out.
+        function: tensors of one key in, one tensor out; or the factors of one.
         roles: names of the models it always takes, the primary first.
         variadic: how many more it takes at least, under any names; None: none.
         optional: a role the recipe may leave out; it is handed over by name. None: none.
         deltas: whether operands after the first are differences from it.
         adapters: whether operands after the first are what adapters change of it.
+        result: "tensor", or "factors": then the output is a LoRA.
         parameters: by name.
         determinism: the promise about its bytes: exact, stable or machine.
         scope: what each element of the result depends on, beside what is measured: the same "element"
@@ -126,6 +136,9 @@ class Method:
             not add up to the last bit, so the executor restores the common value.
         result_is: the number of the operand that is the result for these parameters, unchanged;
             None if it must be computed. Then the other models are not even read.
+        rank: of a method that gives factors their rank: from the shape of the tensor, the ranks of the
+            factors it is given, and the parameters by name. 0: the tensor gets no factors.
+        refuses: parameters that other tools have and this one can not, and why.
         version: raised when the meaning of the method changes.
     """
 
@@ -136,6 +149,7 @@ class Method:
     optional: str | None
     deltas: bool
     adapters: bool
+    result: Literal["tensor", "factors"]
     parameters: Mapping[str, Parameter]
     determinism: Determinism | Callable[..., Determinism]
     scope: Scope | Callable[..., Scope]
@@ -150,6 +164,8 @@ class Method:
     merges: Callable[[str], bool] | None = None
     idempotent: bool | Callable[..., bool] = False
     result_is: Callable[..., int | None] = lambda **_: None
+    rank: Callable[..., int] | None = None
+    refuses: Mapping[str, str] = field(default_factory=dict)
     version: int = 1
 
     @property
@@ -196,6 +212,8 @@ def method(
     merges: Callable[[str], bool] | None = None,
     idempotent: bool | Callable[..., bool] = False,
     result_is: Callable[..., int | None] = lambda **_: None,
+    rank: Callable[..., int] | None = None,
+    refuses: Mapping[str, str] | None = None,
     version: int = 1,
 ) -> Callable[[Function], Function]:
     """Registers a function under its own name (or `name`), once for each tool in `compat`.
@@ -215,6 +233,7 @@ def method(
                 optional=found.optional,
                 deltas=found.deltas,
                 adapters=found.adapters,
+                result="factors" if found.factors else "tensor",
                 parameters=found.parameters,
                 determinism=determinism,
                 scope=scope,
@@ -229,6 +248,8 @@ def method(
                 merges=merges,
                 idempotent=idempotent,
                 result_is=result_is,
+                rank=rank,
+                refuses=refuses or {},
                 version=version,
             )
             METHODS[entry.name, tool] = entry
@@ -262,13 +283,14 @@ class _Schema:
     optional: str | None = None
     deltas: bool = False
     adapters: bool = False
+    factors: bool = False
     draws: bool = False
     placed: bool = False
 
 
 def _schema(function: Callable[..., Any]) -> _Schema:
     hints = get_type_hints(function, include_extras=True)
-    found = _Schema([], {})
+    found = _Schema([], {}, factors=hints["return"] is Factors)
     for name, argument in inspect.signature(function).parameters.items():
         hint = hints[name]
         if hint is Random:
@@ -278,7 +300,7 @@ def _schema(function: Callable[..., Any]) -> _Schema:
         elif argument.kind is inspect.Parameter.VAR_POSITIONAL:
             found.variadic = True
             found.deltas |= hint is Delta
-            found.adapters |= hint is Adapter
+            found.adapters |= hint in (Adapter, Pair)
         elif argument.kind is not inspect.Parameter.KEYWORD_ONLY:
             found.roles.append(name)
             found.deltas |= hint is Delta

@@ -15,13 +15,16 @@ from torch import Tensor
 
 import runner.methods
 from runner.methods import METHODS, Method
+from runner.methods.factors import Factors, sides
 from runner.methods.random import Random
 from runner.methods.tiles import Part, Tile
 from runner.tensors import SUM_ELEMENTS
 
 SHAPES = ((), (1,), (3,), (5, 1), (7, 9), (4, 3, 3, 3), (0, 4))
-STANDARD = [method for method in METHODS.values() if not method.compat]
-EVERY = list(METHODS.values())
+# What gives factors is no tensor of the primary's shape: its contracts stand at the end.
+EVERY = [method for method in METHODS.values() if method.result == "tensor"]
+STANDARD = [method for method in EVERY if not method.compat]
+FACTORS = [method for method in METHODS.values() if method.result == "factors"]
 
 
 def label(method: Method) -> str:
@@ -167,7 +170,7 @@ def test_float32_is_within_one_unit_of_float64(method: Method) -> None:
     assert ((single.double() - exact).abs() / scale).max() < 2 * torch.finfo(torch.float32).eps
 
 
-@pytest.mark.parametrize("method", EVERY, ids=label)
+@pytest.mark.parametrize("method", METHODS.values(), ids=label)
 def test_a_method_explains_itself(method: Method) -> None:
     text = inspect.getdoc(method.function) or ""
     assert len(method.summary) > 10
@@ -236,3 +239,57 @@ def test_compat_cuts_integers_as_the_merger_did() -> None:
         for alpha in (0.1, 0.5)
     }
     assert wrong == {0.1: 22, 0.5: 0}  # position ids one too small, as in models merged with it
+
+
+def given_to(method: Method, shape: tuple[int, ...]) -> list[Any]:
+    """What a method that gives factors is given for a tensor of a shape."""
+    generator = torch.Generator().manual_seed(5)
+    if not method.adapters:
+        return [torch.randn(shape, generator=generator) for _ in method.roles]
+    rows, columns = sides(shape)
+    pairs = [
+        (torch.randn(rows, rank, generator=generator), torch.randn(rank, columns, generator=generator))
+        for rank in (2, 3)
+    ]
+    return [shape, *((up.double(), down.double()) for up, down in pairs)]
+
+
+@pytest.mark.parametrize("rank", [0, 1, 4, 100])
+@pytest.mark.parametrize("shape", [(7, 9), (9, 7), (5, 1), (4, 3, 3, 3)], ids=str)
+@pytest.mark.parametrize("method", FACTORS, ids=label)
+def test_factors_have_the_rank_that_is_planned(method: Method, shape: tuple[int, ...], rank: int) -> None:
+    operands = given_to(method, shape)
+    numbers: dict[str, Any] = {name: p.default for name, p in method.parameters.items()} | {"rank": rank}
+    assert method.rank
+    planned = method.rank(
+        shape, [len(down) for _, down in operands[1:]] if method.adapters else [], **numbers
+    )
+    if planned == 0:
+        return
+    found = method.function(*operands, **numbers)
+    rows, columns = sides(shape)
+    assert found.change.shape == (rows, columns) and found.change.dtype == torch.float64
+    assert found.up.shape[0] == rows and found.down.shape[1] == columns
+    assert found.up.shape[1] == found.down.shape[0] <= planned
+    if planned >= min(rows, columns):
+        torch.testing.assert_close(found.up @ found.down, found.change, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("alpha", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("rank", [2, 257])
+def test_what_is_written_of_factors_is_what_is_read(rank: int, dtype: torch.dtype, alpha: bool) -> None:
+    up, down = operands_of_rank_two()
+    out = torch.empty(alpha + rank * (6 + 5), dtype=dtype)
+    product = Factors(up, down, up @ down).write(out, rank, alpha)
+    scale = float(out[0]) / rank if alpha else 1.0
+    read = out[int(alpha) :].double()
+    by_reader = scale * read[rank * 5 :].view(6, rank) @ read[: rank * 5].view(rank, 5)
+    torch.testing.assert_close(product, by_reader, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(product, up @ down, rtol=0, atol=8 * torch.finfo(dtype).eps)
+
+
+def operands_of_rank_two() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(8)
+    up = torch.rand((6, 2), generator=generator, dtype=torch.float64)
+    return up, torch.rand((2, 5), generator=generator, dtype=torch.float64)

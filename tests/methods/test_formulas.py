@@ -373,11 +373,43 @@ CASES += formulas_elementwise.CASES
 
 def test_every_method_has_a_reference_and_every_choice_a_case() -> None:
     ours = {name: method for (name, tool), method in METHODS.items() if tool is None}
-    assert set(ours) == set(REFERENCES)
+    assert set(ours) == set(REFERENCES) | set(PRODUCTS)
     for name, method in ours.items():
         for parameter in method.parameters.values():
             found = [given.get(parameter.name, parameter.default) for case, _, given in CASES if case == name]
             assert all(choice in found for choice in parameter.choices), f"{name}: {parameter.name}"
+
+
+def nearest_of_rank(matrix: Array, rank: int) -> Array:
+    """The sum of that many of the strongest directions of a matrix."""
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    nearest: Array = (left[:, :rank] * values[:rank]) @ right[:rank]
+    return nearest
+
+
+# Of methods that give factors: what their product is.
+PRODUCTS: dict[str, Callable[..., Array]] = {
+    "extract_lora": lambda base, model, rank: nearest_of_rank((model - base).reshape(len(base), -1), rank),
+    "join_loras": lambda shape, *pairs, strength, rank: nearest_of_rank(
+        sum(s * (up @ down) for s, (up, down) in zip(strength, pairs, strict=True)), rank or 10**9
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", [(7, 9), (9, 6), (4, 3, 3, 3)], ids=str)
+@pytest.mark.parametrize("rank", [1, 3, 50])
+def test_the_product_of_extracted_factors(rank: int, shape: tuple[int, ...]) -> None:
+    base, model = normal(shape, 2)
+    found = METHODS["extract_lora", None].function(base, model, rank=rank)
+    close(found.up @ found.down, PRODUCTS["extract_lora"](base.numpy(), model.numpy(), rank))
+
+
+@pytest.mark.parametrize("rank", [0, 1, 3, 50])
+def test_the_product_of_joined_factors(rank: int) -> None:
+    pairs = [(normal((7, r), 1, r)[0], normal((r, 9), 1, r + 9)[0]) for r in (2, 3)]
+    found = METHODS["join_loras", None].function((7, 9), *pairs, strength=(0.5, -2.0), rank=rank)
+    given = [(up.numpy(), down.numpy()) for up, down in pairs]
+    close(found.up @ found.down, PRODUCTS["join_loras"]((7, 9), *given, strength=(0.5, -2.0), rank=rank))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

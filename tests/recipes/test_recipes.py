@@ -12,11 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from runner.architectures import ARCHITECTURES
 from runner.compose import DATA_ROOT
 from runner.demo import demo_model
+from runner.formats.diffusers import DiffusersFolder
+from runner.formats.safetensors import SafetensorsFile
+from runner.lora.adapters import folder_specs, read_adapters
 from runner.methods import METHODS
 
 RECIPES = sorted((DATA_ROOT / "recipes").rglob("*.yaml"))
+LORAS = {path for path in RECIPES if path.stem in ("extract_lora", "join_loras")}
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -61,7 +66,7 @@ def test_there_is_a_recipe_for_every_method(merged: Path) -> None:
     assert {name for name, tool in METHODS if tool is None} <= named
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(set(RECIPES) - LORAS), ids=lambda path: path.stem)
 def test_a_recipe_gives_a_pipeline_with_the_keys_of_its_first_model(
     path: Path, merged: Path, cache: Path
 ) -> None:
@@ -76,6 +81,24 @@ def test_a_recipe_gives_a_pipeline_with_the_keys_of_its_first_model(
             key: tensor.shape for key, tensor in theirs.items()
         }
         assert all(torch.isfinite(tensor).all() for tensor in ours.values())
+
+
+@pytest.mark.parametrize("path", sorted(LORAS), ids=lambda path: path.stem)
+def test_a_recipe_whose_result_is_a_lora_gives_one_that_fits_its_first_model(
+    path: Path, merged: Path, cache: Path
+) -> None:
+    file = result(merged, f"{path.stem}.safetensors")
+    first = next(iter(record(merged, path.stem)["deterministic"]["inputs"]))["source"]
+    base = DiffusersFolder().open(demo_model(first.removeprefix("demo:"), cache), first, None)
+    specs = folder_specs(ARCHITECTURES["sd1"], "diffusers", base.specs)
+    ours = SafetensorsFile().open(file, file.name, None)
+    found = read_adapters(ARCHITECTURES["sd1"], specs, ours.specs, ours.metadata)
+    found.check(file.name)
+    assert {share.key.partition("/")[0] for one in found.adapters for share in one.shares} == {
+        "unet",
+        "text_encoder",
+    }
+    assert all(0 <= one["relative"] < 1 for one in record(merged, path.stem)["run"]["residual"].values())
 
 
 @pytest.mark.parametrize("name", ["anime_mix", "sdxl_mix"])

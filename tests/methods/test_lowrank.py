@@ -10,7 +10,7 @@ from torch import Tensor
 
 from runner.lora.algebra import Kind
 from runner.lora.deltas import change_rows
-from runner.lora.lowrank import LowRank, compress, extract, join, join_cores
+from runner.methods.lowrank import LowRank, compress, extract, join, join_cores
 
 close = torch.testing.assert_close
 
