@@ -292,6 +292,8 @@ class Scratch:
         for load, tensor in zip(job.loads, operands, strict=False):
             if not job.nonfinite:
                 self._refuse(load, tensor, start, allowed=False)
+        if not math.isfinite(peak) and not job.nonfinite:
+            self._check_operands(job)  # what was measured is of other parts of the tensor too
         what = f"reaches {peak:.6g}" if math.isfinite(peak) else "is not finite"
         limit = f"{job.spec.dtype} holds at most {DTYPES[job.spec.dtype].largest:g}"
         raise NumericError(

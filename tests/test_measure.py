@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from runner.errors import NumericError
+from runner.errors import NumericError, RecipeError
 from runner.methods import METHODS
 from runner.methods.ties import largest_deltas
 from runner.methods.tiles import Part, Tile
-from tests.build import merge, merged, random_tensors
+from tests.build import merge, merged, planned, random_tensors
 
 Tree = dict[str, Any]
 KEY = "model.diffusion_model.middle_block.1.proj_in.weight"
@@ -153,6 +153,36 @@ def test_largest_deltas_of_several_tensors_share_one_threshold() -> None:
     assert masks == [[False, True, True], [False, True, False]]
 
 
+def test_the_threshold_of_a_model_is_one_for_tensors_of_single_and_double_precision(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(1)
+    dtypes = {"a": torch.float32, "b": torch.float64}
+    base, moved = (
+        {
+            key: torch.randn(1000, generator=generator, dtype=torch.float64).to(one)
+            for key, one in dtypes.items()
+        }
+        for _ in range(2)
+    )
+    beyond = torch.tensor([1e300, 1e-300, 3.5e38], dtype=torch.float64)  # what float32 can hold
+    base["b"][:3], moved["b"][:3] = 0, beyond
+    save_file(base, tmp_path / "base.safetensors")
+    save_file(moved, tmp_path / "moved.safetensors")
+    sizes = {key: (moved[key] - base[key]).abs() for key in dtypes}
+    for count in (1, 2, 600, 1999, 2000):
+        tree = {
+            "method": "ties",
+            "models": {"base": "base.safetensors", "other": "moved.safetensors"},
+            "density": (count + 0.5) / 2000 if count < 2000 else 1,
+            "trim": "model",
+        }
+        result = merged(tree, tmp_path, tmp_path / "out")
+        threshold = (
+            torch.cat([one.double() for one in sizes.values()]).sort(descending=True).values[count - 1]
+        )
+        for key, size in sizes.items():
+            assert torch.equal(result[key] != base[key], size >= threshold), (count, key)
+
+
 @pytest.mark.parametrize("name", sorted(name for name, tool in METHODS if not tool))
 @pytest.mark.parametrize("allowed", [False, True], ids=["refused", "allowed"])
 def test_what_is_not_finite_is_never_an_error_of_ours(name: str, allowed: bool, tmp_path: Path) -> None:
@@ -203,3 +233,8 @@ def test_merges_that_differ_below_are_measured_each_on_its_own(folder: Path, tmp
         for key, tensor in both.items():
             mean = (parts[first][key].float() + parts[second][key].float()) / 2
             torch.testing.assert_close(tensor.float(), mean, rtol=2**-9, atol=1e-3)
+
+
+def test_a_negative_weight_of_a_median_is_refused(folder: Path) -> None:
+    with pytest.raises(RecipeError, match=r"weight\.x: expected 0 or more, found -1"):
+        planned(of("geometric_median", weight={"x": -1, "y": 1, "z": 1}), folder)

@@ -35,10 +35,14 @@ class Largest:
 
     def mask(self, values: Tensor, part: Part) -> Tensor:
         """Which elements of a tile are among them, in the shape of the values."""
+        import numpy as np
         import torch
 
-        magnitudes = values.abs().reshape(-1).numpy()
-        mask = magnitudes > self.threshold
+        magnitudes = _magnitudes(values)
+        with np.errstate(over="ignore"):
+            limit = magnitudes.dtype.type(self.threshold)
+        # The threshold may be from a tensor of another dtype, and no number in this one.
+        mask = magnitudes >= limit if float(limit) > self.threshold else magnitudes > limit
         if count := self.equals.get((part.key, part.start), 0):
             mask[(magnitudes == self.threshold).nonzero()[0][:count]] = True
         return torch.from_numpy(mask).reshape(values.shape)
@@ -93,9 +97,12 @@ def _magnitudes(tensor: Tensor) -> Array:
 
 
 def _leading(magnitudes: Array) -> Array:
-    """The leading bits of each magnitude: they order them, the sign bit being 0."""
-    bits = magnitudes.dtype.itemsize * 8
-    return magnitudes.view(f"u{magnitudes.dtype.itemsize}") >> (bits - LEADING_BITS)
+    """The leading bits of each magnitude in float32: they order those of any dtype, the sign bit being 0."""
+    import numpy as np
+
+    with np.errstate(over="ignore"):
+        single: Array = magnitudes.astype(np.float32, copy=False)
+    return single.view(np.uint32) >> (32 - LEADING_BITS)
 
 
 class _Wanted:

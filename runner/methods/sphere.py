@@ -142,7 +142,7 @@ def _from_the_first(tile: Tile) -> Sequence[Tensor]:
 def _measure_median(tiles: Tiles, weight: PerModel, max_iter: float) -> Combination:
     products = gram(tiles, _from_the_first)
     count = len(products.products)
-    weights = [max(0.0, one) for one in _normalised(weight, count, "geometric_median")]
+    weights = _normalised(weight, count, "geometric_median")
     if count == 1 or all_equal(products):
         return first_of(count)
     if count == 2 and weights[0] == weights[1]:
@@ -167,7 +167,7 @@ def _measure_median(tiles: Tiles, weight: PerModel, max_iter: float) -> Combinat
 @method(determinism="stable", scope="element", measure=_measure_median, at_least=2, copies=(4, 4))
 def geometric_median(
     *models: Weight,
-    weight: PerModel = 1.0,
+    weight: Annotated[PerModel, Range(0, math.inf)] = 1.0,
     max_iter: Annotated[float, Range(1, 10_000)] = 100,
     measured: Combination | None = None,
 ) -> Weight:
