@@ -187,8 +187,8 @@ def test_the_threshold_of_a_model_is_one_for_tensors_of_single_and_double_precis
 @pytest.mark.parametrize("allowed", [False, True], ids=["refused", "allowed"])
 def test_what_is_not_finite_is_never_an_error_of_ours(name: str, allowed: bool, tmp_path: Path) -> None:
     method = METHODS[name, None]
-    if method.adapters:
-        return  # they are no models
+    if method.adapters or method.result == "factors":
+        return  # of adapters, which are no models
     shapes = {"a.weight": (90, 401), "b.weight": (30, 40), "c.bias": (30,)}
     roles = [*method.roles, *("p", "q", "r")[: 0 if method.variadic is None else 3 - len(method.roles)]]
     for seed, role in enumerate(roles):
