@@ -15,7 +15,7 @@ from runner.architectures import ARCHITECTURES
 from runner.architectures.layouts import to_checkpoint
 from runner.architectures.ties import Made
 from runner.demo import demo_model
-from runner.errors import IncompatibleError, InputError, RecipeError
+from runner.errors import IncompatibleError, InputError, NumericError, RecipeError
 from runner.methods import METHODS
 from runner.plan import MERGED
 from runner.record import recipe_digest
@@ -255,3 +255,14 @@ def test_where_the_other_files_come_from_is_part_of_the_recipe_and_of_folders_al
         tree["output"] = {"format": "checkpoint" if config == "photo" else "diffusers", "config": config}
         with pytest.raises(RecipeError, match="leave it out"):
             planned(tree, models)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_lora_of_what_is_no_number_names_the_tensor(allowed: bool, models: Path, tmp_path: Path) -> None:
+    tensors = read(models / "photo.safetensors")
+    tensors["model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"][0, 0] = torch.nan
+    save_file(tensors, tmp_path / "odd.safetensors")
+    sources = {"base": "anime.safetensors", "model": str(tmp_path / "odd.safetensors")}
+    tree = {"method": "extract_lora", "models": sources, "nonfinite": ["*"] if allowed else []}
+    with pytest.raises(NumericError, match=r"attn1\.to_q\.weight.*NaN or Inf, first at element 0"):
+        merge(tree, models, tmp_path / "out")
