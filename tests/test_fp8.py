@@ -361,7 +361,7 @@ def test_every_layout_of_a_scaled_model_gives_the_same_tensors(
                         "method": "weighted_sum",
                         "models": {"a": f"{name}.safetensors", "b": "config"},
                         "alpha": 0.25,
-                        "output": {"dtype": "float32", "format": format_, "config": "config"},
+                        "output": {"dtype": "float32", "format": format_},
                     },
                     tmp_path,
                     tmp_path / f"{format_}_{name}",
