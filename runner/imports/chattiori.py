@@ -34,7 +34,6 @@ _METHODS = {
 }
 _COSINES = {"cosine_0": "cosine_a", "cosine_1": "cosine_b"}
 _DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
-_SLOTS = (("a", "primary"), ("b", "secondary"), ("c", "tertiary"))
 # 0.1,[[0.2,...],['OUT03:attn:0.5']], perhaps after preset:[...],
 _BLOCKS = re.compile(
     r"(?:preset:\[.*?\],)?\s*(?P<base>[-+\d.eE]+),\[\[(?P<values>[^\]]*)\],(?P<deep>.*)\]", re.DOTALL
@@ -55,12 +54,9 @@ def merge(record: Record, history: History) -> Tree | None:
             method = _COSINES[word]
         else:
             notes.refused("calculation", f"{quote(word)} is not offered here")
-    models = {}
-    for role, slot in _SLOTS[:count]:
-        model = history.model(record.get(f"{slot}_model_hash"), f"{slot}_model_hash")
-        if model is None:
-            return None
-        models[role] = model
+    models = history.roles(record, count)
+    if models is None:
+        return None
     tree: Tree = {"method": method, "models": models}
     if method in _COSINES.values():
         tree["range"] = "global"

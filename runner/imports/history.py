@@ -25,6 +25,7 @@ from runner.imports.imported import (
 from runner.recipe import SHA256
 
 Record: TypeAlias = Mapping[str, Any]
+_SLOTS = (("a", "primary"), ("b", "secondary"), ("c", "tertiary"))
 
 
 @dataclass
@@ -58,6 +59,16 @@ class History:
             self.notes.refused("type", f"{quote(kind)} is no record that can be read")
             return None
         return self.readers[kind](record, self)
+
+    def roles(self, record: Record, count: int) -> Tree | None:
+        """The first `count` models a record names, by role; None, and noted, if one is not recorded."""
+        models: Tree = {}
+        for role, slot in _SLOTS[:count]:
+            model = self.model(record.get(f"{slot}_model_hash"), f"{slot}_model_hash")
+            if model is None:
+                return None
+            models[role] = model
+        return models
 
     def model(self, digest: object, part: str) -> Tree | None:
         """The model of that digest, a file or the merge it was made by; None, and noted, without one."""

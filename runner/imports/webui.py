@@ -17,7 +17,6 @@ _METHODS = {
     "add difference": ("add_difference", 3),
     "no interpolation": ("copy", 1),
 }
-_SLOTS = (("a", "primary"), ("b", "secondary"), ("c", "tertiary"))
 
 
 def merge(record: Record, history: History) -> Tree | None:
@@ -27,12 +26,9 @@ def merge(record: Record, history: History) -> Tree | None:
     if known is None:
         return None
     method, count = known
-    models = {}
-    for role, slot in _SLOTS[:count]:
-        model = history.model(record.get(f"{slot}_model_hash"), f"{slot}_model_hash")
-        if model is None:
-            return None
-        models[role] = model
+    models = history.roles(record, count)
+    if models is None:
+        return None
     tree: Tree = {"method": method, "models": models}
     if count > 1:
         alpha = number(record.get("multiplier"))
