@@ -119,7 +119,7 @@ def resolve(
     Raises:
         RecipeError: with every wrong name and value.
         InputError: with every source that is missing or malformed.
-        IncompatibleError: the sources are of different layouts.
+        IncompatibleError: layouts that cannot be mixed, adapters or components that do not fit.
     """
     problems = Problems(locate)
     bound = _check_names(recipe.merge, problems)
@@ -485,12 +485,8 @@ def _carrier(
             tag="CONFIG",
             hint="output.config: FOLDER names a pipeline of the same architecture",
         )
-    try:
-        path, _ = source_path(source, models_dir, cache_dir, offline)
-        checkpoint = _open(path, source, models_dir)
-    except (OSError, RuntimeError) as error:
-        raise _missing(source, error) from error
-    model = recognised((source,), checkpoint)
+    model = open_model(source, models_dir, cache_dir, offline)
+    checkpoint = model.checkpoint
     if checkpoint.format != "diffusers" or model.architecture != models[0].architecture:
         kind = FORMATS[checkpoint.format].title
         raise IncompatibleError(
