@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from runner.methods.registry import Delta, PerModel, Range, Weight, each, first_without_scale, method
-from runner.methods.selection import Largest, largest
-from runner.methods.ties import dense, elect
-from runner.methods.tiles import WHOLE, Part, Tile, Tiles, whole
+from runner.methods.selection import Counts, Largest
+from runner.methods.ties import added, dense, elected, largest_of_deltas
+from runner.methods.tiles import WHOLE, Part, Tiles, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Kept = tuple[Largest, Largest]  # the elements of the first that are not among the second
 
 
-def _counts(density: float, gamma: float) -> Callable[[int, int], list[int]]:
+def _counts(density: float, gamma: float) -> Counts:
     """For largest: the outliers with what is kept, and the outliers alone."""
 
     def counts(count: int, nonzero: int) -> list[int]:
@@ -29,18 +29,12 @@ def _counts(density: float, gamma: float) -> Callable[[int, int], list[int]]:
 
 def _measure(tiles: Tiles, density: PerModel, gamma: PerModel) -> tuple[Kept | None, ...]:
     """Of each difference what is kept; None where all is."""
-    count = len(next(iter(tiles)).operands) - 1
-    densities, gammas = each(density, count), each(gamma, count)
-    thinned = [number for number, one in enumerate(densities) if one < 1]
-    if not thinned:
-        return (None,) * count
 
-    def deltas(tile: Tile) -> Sequence[Tensor]:
-        return [tile.operands[1 + number] for number in thinned]
+    def counts(number: int, share: float) -> Counts:
+        return _counts(share, gamma[number] if isinstance(gamma, Sequence) else gamma)
 
-    found = largest(tiles, deltas, [_counts(densities[number], gammas[number]) for number in thinned])
-    kept = {number: (sets[0], sets[1]) for number, sets in zip(thinned, found, strict=True)}
-    return tuple(kept.get(number) for number in range(count))
+    found = largest_of_deltas(tiles, density, counts)
+    return tuple((sets[0], sets[1]) if sets else None for sets in found)
 
 
 def _thinned(
@@ -102,11 +96,9 @@ def breadcrumbs(
     Source: Davari and Belilovsky, Model Breadcrumbs, https://arxiv.org/abs/2312.06795.
     """
     weights = each(weight, len(models))
-    divisor = sum(map(abs, weights)) if normalize else 1.0
-    result = base.clone()
-    for delta in _thinned(base, models, weights, density, gamma, part, measured):
-        result.add_(delta.mul_(scale / divisor))
-    return result
+    return added(
+        base, _thinned(base, models, weights, density, gamma, part, measured), weights, scale, normalize
+    )
 
 
 @method(
@@ -142,6 +134,4 @@ def breadcrumbs_ties(
     """
     weights = each(weight, len(models))
     deltas = _thinned(base, models, weights, density, gamma, part, measured)
-    if not deltas:
-        return base.clone()
-    return elect(deltas, [one for one in weights if one != 0], vote, normalize).mul_(scale).add_(base)
+    return elected(base, deltas, weights, scale, vote, normalize)

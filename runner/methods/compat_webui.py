@@ -9,6 +9,7 @@ Source: stable-diffusion-webui, modules/extras.py; sd-webui-supermerger, scripts
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from runner.methods.registry import Weight, method
@@ -29,47 +30,31 @@ def _supermerger_merges(key: str) -> bool:
     return "weight" in key or "bias" in key
 
 
+_exact = functools.partial(method, determinism="exact", scope="element", reads="file")
+_webui = functools.partial(_exact, compat=("a1111",), merges=_webui_merges)
+_supermerger = functools.partial(_exact, compat=("supermerger",), merges=_supermerger_merges)
+
+
 def _mixed(a: Tensor, b: Tensor, share: float) -> Tensor:
     """torch.lerp in float32: from the nearer end."""
     a, b = a.float(), b.float()
     return a + (b - a) * share if abs(share) < 0.5 else b - (b - a) * (1 - share)
 
 
-@method(
-    name="weighted_sum",
-    determinism="exact",
-    scope="element",
-    compat=("a1111",),
-    reads="file",
-    merges=_webui_merges,
-    differs=_WEBUI_ROUNDS,
-)
+@_webui(name="weighted_sum", differs=_WEBUI_ROUNDS)
 def weighted_sum_webui(a: Weight, b: Weight, *, alpha: float = 0.3) -> Weight:
     """(1 − alpha)·a + alpha·b, each operation rounded in the dtype of the files."""
     return (1 - alpha) * a + alpha * b
 
 
-@method(
-    name="add_difference",
-    determinism="exact",
-    scope="element",
-    compat=("a1111",),
-    reads="file",
-    merges=_webui_merges,
-    differs=f"{_WEBUI_ROUNDS}; a key that c lacks is left as it is in a",
-)
+@_webui(name="add_difference", differs=f"{_WEBUI_ROUNDS}; a key that c lacks is left as it is in a")
 def add_difference_webui(a: Weight, b: Weight, c: Weight, *, alpha: float = 0.3) -> Weight:
     """a + alpha·(b − c), each operation rounded in the dtype of the files."""
     return a + alpha * (b - c)
 
 
-@method(
+@_supermerger(
     name="weighted_sum",
-    determinism="exact",
-    scope="element",
-    compat=("supermerger",),
-    reads="file",
-    merges=_supermerger_merges,
     differs=f"mixed in float32 from the nearer end; {_SUPERMERGER_KEYS}",
     result_is=lambda alpha: {1.0: 1}.get(alpha),
 )
@@ -78,29 +63,13 @@ def weighted_sum_supermerger(a: Weight, b: Weight, *, alpha: float = 0.5) -> Wei
     return _mixed(a, b, alpha)
 
 
-@method(
-    name="add_difference",
-    determinism="exact",
-    scope="element",
-    compat=("supermerger",),
-    reads="file",
-    merges=_supermerger_merges,
-    differs=f"b - c is rounded in the dtype of b; {_SUPERMERGER_KEYS}",
-)
+@_supermerger(name="add_difference", differs=f"b - c is rounded in the dtype of b; {_SUPERMERGER_KEYS}")
 def add_difference_supermerger(a: Weight, b: Weight, c: Weight, *, alpha: float = 1.0) -> Weight:
     """a + alpha·(b − c), the difference rounded in the dtype of b."""
     return a + alpha * (b - c).to(b.dtype)
 
 
-@method(
-    name="triple_sum",
-    determinism="exact",
-    scope="element",
-    compat=("supermerger",),
-    reads="file",
-    merges=_supermerger_merges,
-    differs=f"two mixes in float32; {_SUPERMERGER_KEYS}",
-)
+@_supermerger(name="triple_sum", differs=f"two mixes in float32; {_SUPERMERGER_KEYS}")
 def triple_sum_supermerger(
     a: Weight, b: Weight, c: Weight, *, alpha: float = 0.5, beta: float = 0.25
 ) -> Weight:
@@ -111,15 +80,7 @@ def triple_sum_supermerger(
     return _mixed(a, _mixed(b, c, beta / both), both)
 
 
-@method(
-    name="sum_twice",
-    determinism="exact",
-    scope="element",
-    compat=("supermerger",),
-    reads="file",
-    merges=_supermerger_merges,
-    differs=f"two mixes in float32; {_SUPERMERGER_KEYS}",
-)
+@_supermerger(name="sum_twice", differs=f"two mixes in float32; {_SUPERMERGER_KEYS}")
 def sum_twice_supermerger(
     a: Weight, b: Weight, c: Weight, *, alpha: float = 0.5, beta: float = 0.25
 ) -> Weight:

@@ -19,7 +19,7 @@ from runner.methods.registry import (
     method,
 )
 from runner.methods.sums import total
-from runner.methods.ties import dense, elect
+from runner.methods.ties import added, dense, elected
 from runner.methods.tiles import Tile, Tiles
 
 if TYPE_CHECKING:
@@ -111,11 +111,9 @@ def dare_linear(
     Source: Yu et al., Language models are super Mario, https://arxiv.org/abs/2311.03099.
     """
     weights = each(weight, len(models))
-    divisor = sum(map(abs, weights)) if normalize else 1.0
-    result = base.clone()
-    for delta in _masked(models, weights, density, rescale, random, measured):
-        result.add_(delta.mul_(scale / divisor))
-    return result
+    return added(
+        base, _masked(models, weights, density, rescale, random, measured), weights, scale, normalize
+    )
 
 
 @method(
@@ -151,7 +149,4 @@ def dare_ties(
     """
     weights = each(weight, len(models))
     deltas = _masked(models, weights, density, rescale, random, measured)
-    if not deltas:
-        return base.clone()
-    used = [one for one in weights if one != 0]
-    return elect(deltas, used, vote, normalize).mul_(scale).add_(base)
+    return elected(base, deltas, weights, scale, vote, normalize)

@@ -10,7 +10,7 @@ from runner.errors import RecipeError
 from runner.methods.random import Random
 from runner.methods.registry import Delta, PerModel, Range, Scope, Weight, each, method
 from runner.methods.sums import as_matrix, total
-from runner.methods.ties import elect
+from runner.methods.ties import added, elected
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,11 +108,9 @@ def della_linear(
     Source: Deep et al., DELLA-Merging, https://arxiv.org/abs/2406.11617.
     """
     weights = each(weight, len(models))
-    divisor = sum(map(abs, weights)) if normalize else 1.0
-    result = base.clone()
-    for delta in _masked(models, weights, density, epsilon, rank, rescale, random):
-        result.add_(delta.mul_(scale / divisor))
-    return result
+    return added(
+        base, _masked(models, weights, density, epsilon, rank, rescale, random), weights, scale, normalize
+    )
 
 
 @method(determinism="stable", scope=_scope, copies=(2, 16), result_is=_checked)
@@ -142,6 +140,4 @@ def della(
     """
     weights = each(weight, len(models))
     deltas = _masked(models, weights, density, epsilon, rank, rescale, random)
-    if not deltas:
-        return base.clone()
-    return elect(deltas, [one for one in weights if one != 0], vote, normalize).mul_(scale).add_(base)
+    return elected(base, deltas, weights, scale, vote, normalize)

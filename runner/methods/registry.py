@@ -8,8 +8,8 @@ of the recipe's choice; keyword-only ones are its parameters. An operand annotat
 difference from the first one, the base; a keyword `Weight | None` is a role the recipe may leave out.
 The engine supplies what else a function asks for: `random: Random`, the streams of the merge;
 `part: Part`, which elements these are; and `measured`, what its `measure` found on its way through
-the tiles. Each has a default, so that the function, which the decorator returns as it is, can be
-called in a notebook. Modules of methods do not import torch: the tensors bring their operations,
+the tiles. The last two have defaults, so that the function, which the decorator returns as it is,
+can be called in a notebook. Modules of methods do not import torch: the tensors bring their operations,
 and a plan needs only the signatures.
 """
 

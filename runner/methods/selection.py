@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
 LEADING_BITS = 16  # of a magnitude: 65,536 counts
+# How many elements there are, and how many of them are not 0 → how many are wanted, for each set.
+Counts = Callable[[int, int], Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Largest:
 NOTHING = Largest(float("inf"), {})
 
 
-def top(density: float) -> Callable[[int, int], list[int]]:
+def top(density: float) -> Counts:
     """For largest: k = max(1, int(density·N)) of N elements."""
     return lambda count, nonzero: [max(1, int(density * count))]
 
@@ -59,7 +61,7 @@ def top(density: float) -> Callable[[int, int], list[int]]:
 def largest(
     tiles: Tiles,
     values: Callable[[Tile], Sequence[Tensor]],
-    counts: Sequence[Callable[[int, int], Sequence[int]]],
+    counts: Sequence[Counts],
 ) -> list[list[Largest]]:
     """The elements of largest magnitude of some tensors.
 

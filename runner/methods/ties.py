@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from runner.methods.registry import Delta, PerModel, Range, Weight, each, first_without_scale, method
-from runner.methods.selection import Largest, largest, top
+from runner.methods.selection import Counts, Largest, largest, top
 from runner.methods.tiles import WHOLE, Part, Tile, Tiles, whole
 
 if TYPE_CHECKING:
@@ -35,20 +35,72 @@ def elect(deltas: Sequence[Tensor], weights: Sequence[float], vote: str, normali
     return result.div_(shares.masked_fill_(shares == 0, 1)) if normalize else result
 
 
-def largest_deltas(tiles: Tiles, density: PerModel) -> tuple[Largest | None, ...]:
-    """Of each difference the share that is kept, the largest elements; None where all are."""
-    count = len(next(iter(tiles)).operands) - 1
+def added(
+    base: Tensor, deltas: Sequence[Tensor], weights: Sequence[float], scale: float, normalize: bool
+) -> Tensor:
+    """The base with the scaled sum of the deltas, divided by Σ |w_i| of all models if wanted.
+
+    Args:
+        base: tensor of the base.
+        deltas: weighted, of the models that count; they are overwritten.
+        weights: of all models.
+        scale: of the sum.
+        normalize: whether it is divided.
+    """
+    divisor = sum(map(abs, weights)) if normalize else 1.0
+    result = base.clone()
+    for delta in deltas:
+        result.add_(delta.mul_(scale / divisor))
+    return result
+
+
+def elected(
+    base: Tensor, deltas: Sequence[Tensor], weights: Sequence[float], scale: float, vote: str, normalize: bool
+) -> Tensor:
+    """The base with the scaled disjoint merge of the deltas; the base if there are none.
+
+    Args:
+        base: tensor of the base.
+        deltas: weighted and thinned, of the models whose weight is not 0.
+        weights: of all models.
+        scale: of the merge.
+        vote, normalize: as in elect.
+    """
+    if not deltas:
+        return base.clone()
+    return elect(deltas, [one for one in weights if one != 0], vote, normalize).mul_(scale).add_(base)
+
+
+def largest_of_deltas(
+    tiles: Tiles, density: PerModel, counts: Callable[[int, float], Counts]
+) -> list[list[Largest] | None]:
+    """For each difference the sets that `counts` asks for; None where the density keeps all.
+
+    Args:
+        tiles: the base and the differences.
+        density: share of each difference that is kept.
+        counts: number of a difference and its density → how many elements are wanted, for largest.
+    """
+    count = len(density) if isinstance(density, Sequence) else len(next(iter(tiles)).operands) - 1
     densities = each(density, count)
     trimmed = [number for number, one in enumerate(densities) if one < 1]
+    found: list[list[Largest] | None] = [None] * count
     if not trimmed:
-        return (None,) * count
+        return found
 
     def deltas(tile: Tile) -> Sequence[Tensor]:
         return [tile.operands[1 + number] for number in trimmed]
 
-    found = largest(tiles, deltas, [top(densities[number]) for number in trimmed])
-    kept = dict(zip(trimmed, found, strict=True))
-    return tuple(kept[number][0] if number in kept else None for number in range(count))
+    asked = [counts(number, densities[number]) for number in trimmed]
+    for number, sets in zip(trimmed, largest(tiles, deltas, asked), strict=True):
+        found[number] = sets
+    return found
+
+
+def largest_deltas(tiles: Tiles, density: PerModel) -> tuple[Largest | None, ...]:
+    """Of each difference the share that is kept, the largest elements; None where all are."""
+    found = largest_of_deltas(tiles, density, lambda number, share: top(share))
+    return tuple(sets[0] if sets else None for sets in found)
 
 
 def dense(density: PerModel, **_: object) -> bool:
@@ -92,14 +144,13 @@ def ties(
     Source: Yadav et al., TIES-Merging, https://arxiv.org/abs/2306.01708.
     """
     weights = each(weight, len(models))
-    used = [number for number, one in enumerate(weights) if one != 0]
-    if not used:
-        return base.clone()
     kept = measured or largest_deltas(whole(base, *models, part=part), density)
     trimmed = []
-    for number in used:
-        delta = models[number] * weights[number]
-        if largest_of_it := kept[number]:
-            delta.mul_(largest_of_it.mask(models[number], part))
+    for model, one, largest_of_it in zip(models, weights, kept, strict=True):
+        if one == 0:
+            continue
+        delta = model * one
+        if largest_of_it:
+            delta.mul_(largest_of_it.mask(model, part))
         trimmed.append(delta)
-    return elect(trimmed, [weights[n] for n in used], vote, normalize).mul_(scale).add_(base)
+    return elected(base, trimmed, weights, scale, vote, normalize)
