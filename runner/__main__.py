@@ -32,7 +32,6 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.compose import DATA_ROOT, is_file, recipe_folders, recipe_names, recipe_of, register
 from runner.config import RECIPE_JOBS, settings_of
 from runner.errors import Interrupted, OutputError, RecipeError, RunnerError, UsageError, nearest, quote
-from runner.record import RunRecord
 from runner.sweep import write_status
 from runner.write import write_file
 
@@ -143,6 +142,8 @@ def _record_failure(folder: Path, overrides: Sequence[str], code: int, message: 
     """Leaves a run.json of a run that failed before it had one."""
     if (folder / "run.json").exists():
         return
+    from runner.record import RunRecord
+
     record = RunRecord((), overrides)
     record.run["error"] = {"stage": "compose", "exit_code": code, "message": message}
     with suppress(OutputError):

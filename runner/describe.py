@@ -12,36 +12,9 @@ from runner.place import Placement
 from runner.plan import BUFFER, COPIED, KEPT, MERGED, Job, Plan, Value
 from runner.record import RunRecord, roles_of
 from runner.resolve import Model, Resolved
+from runner.tables import size, table
 
 _FATES = (MERGED, COPIED, KEPT, BUFFER)
-
-
-def size(count: int) -> str:
-    """Bytes for a person: "2.1 GB" (10⁹)."""
-    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
-    while value >= 999.5 and len(units) > 1:
-        value /= 1000
-        del units[0]
-    return f"{value:.0f} {units[0]}" if units[0] == "B" or value >= 99.5 else f"{value:.1f} {units[0]}"
-
-
-def table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> list[str]:
-    """Rows as aligned lines, the first row being the head.
-
-    Args:
-        rows: of equally many cells.
-        right: columns that are aligned to the right.
-    """
-    right = set(right)
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if at in right else cell.ljust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append(("  " + "  ".join(cells)).rstrip())
-    return lines
 
 
 def describe(plan: Plan, placement: Placement, free: int, *, all_keys: bool = False) -> str:

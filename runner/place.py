@@ -9,10 +9,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runner.errors import OutOfMemoryError, UsageError
-from runner.plan import Job, Plan, Step
 from runner.tensors import DTYPES
+
+if TYPE_CHECKING:  # settings name devices, and need nothing of plans
+    from runner.plan import Job, Plan, Step
 
 CPU = "cpu"
 Device = str | int

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from runner.describe import size
+from runner.tables import size
 
 log = logging.getLogger(__name__)
 QUIET_SECONDS = 15.0  # between two lines where there is no terminal

@@ -14,9 +14,9 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from runner.describe import table
 from runner.errors import RunnerError, UsageError, clip, counted, quote
 from runner.progress import say
+from runner.tables import table
 from runner.write import write_file
 
 STATUS = "status.json"

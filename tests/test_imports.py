@@ -14,7 +14,7 @@ import runner
 ROOT = Path(runner.__file__).parent
 # Each room may import from those before it, and from its own.
 LAYERS = (
-    {"tensors", "errors"},
+    {"tensors", "errors", "tables"},
     {"files"},
     {"checkpoint", "methods", "guard"},
     {"formats", "architectures", "digests", "demo_configs", "demo_shapes"},

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from runner.describe import table
 from runner.errors import counted, escape
 from runner.lora.summary import describe
+from runner.tables import table
 from runner.tensors import TensorSpec
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from runner.config import Settings
-from runner.describe import table
 from runner.errors import escape
 from runner.inspection.comparison import Comparison
 from runner.progress import progress
+from runner.tables import table
 
 if TYPE_CHECKING:
     from runner.compute import Moved

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from runner.architectures import Place, place
-from runner.describe import table
 from runner.errors import counted, escape
 from runner.resolve import Model
+from runner.tables import table
 from runner.view import INCIDENTAL, View, view_of
 
 EXAMPLES = 5

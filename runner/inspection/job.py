@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from runner.config import Settings
-from runner.describe import table
 from runner.errors import UsageError, escape
 from runner.inspection.apart import distance_lines
 from runner.inspection.comparison import compare, comparison_lines
@@ -16,6 +15,7 @@ from runner.inspection.model import facts, hash_lines, model_sections
 from runner.progress import progress, say
 from runner.recipe import Source
 from runner.resolve import Model, open_model
+from runner.tables import table
 
 Sections = list[tuple[str, list[str]]]
 

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from runner.describe import table
 from runner.errors import QUOTE_CHARACTERS, InputError, clip, escape
 from runner.imports import MAX_METADATA, import_metadata
 from runner.imports.history import mapping
 from runner.imports.recipe_text import recipe_text
 from runner.inspection.ancestry import ancestry
+from runner.tables import table
 
 MAX_ENTRIES = 40
 MAX_RECIPE_LINES = 80

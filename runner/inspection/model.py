@@ -9,7 +9,6 @@ from runner.architectures import place
 from runner.architectures.layouts import to_checkpoint
 from runner.architectures.left import Left
 from runner.checkpoint import Checkpoint
-from runner.describe import size, table
 from runner.errors import counted, escape
 from runner.files import InputFile
 from runner.formats import FORMATS
@@ -18,6 +17,7 @@ from runner.inspection.hashes import Hashes, whole_digest
 from runner.inspection.metadata import claimed_hashes
 from runner.inspection.prediction import predictions, summary
 from runner.resolve import Model
+from runner.tables import size, table
 from runner.tensors import TensorSpec
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx", ".gguf")
