@@ -15,7 +15,7 @@ ROOT = Path(runner.__file__).parent
 # Each room may import from those before it, and from its own.
 LAYERS = (
     {"tensors", "errors", "tables"},
-    {"files"},
+    {"files", "cachefile"},
     {"checkpoint", "methods", "guard"},
     {"formats", "architectures", "digests", "demo_configs", "demo_shapes"},
     {"lora"},
@@ -27,6 +27,7 @@ LAYERS = (
     {"quantised"},
     {"view", "changes"},
     {"models"},
+    {"library"},
     {"resolve"},
     {"plan", "arrange", "factors"},
     {"taken"},
@@ -42,7 +43,7 @@ LAYERS = (
     {"progress"},
     {"imports"},
     {"compose", "config"},
-    {"inspection"},
+    {"inspection", "listing"},
     {"catalogue"},
     {"jobs"},
     {"run", "sweep"},
