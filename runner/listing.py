@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
+import os
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -22,7 +22,6 @@ from runner.library.walk import Found, models_in
 from runner.progress import progress, say
 from runner.tables import size, table
 
-log = logging.getLogger(__name__)
 _HEAD = ("name", "kind", "architecture", "format", "dtype", "size", "sha256", "in")
 _SIZE = _HEAD.index("size")
 _DIGITS = 10  # of a digest in the list: what A1111 and Civitai show
@@ -57,7 +56,9 @@ def find_digests(settings: Settings) -> dict[str, Any]:
     if left:
         with (
             progress(nbytes, "sha256", settings.progress) as advance,
-            InputDigests(left, memory, settings.threads or 2, trusted=False, advance=advance) as digests,
+            InputDigests(
+                left, memory, settings.threads or min(4, os.cpu_count() or 1), trusted=False, advance=advance
+            ) as digests,
         ):
             for file, outcome in digests.finished():
                 if isinstance(outcome, RunnerError):
@@ -90,7 +91,8 @@ def _matches(one: Found, pattern: str) -> bool:
 
 def _entries(found: Sequence[Found], settings: Settings, known: dict[str, str] | None = None) -> list[Entry]:
     digests = known_digests(settings.cache_dir / DIGESTS) if known is None else known
-    return entries_of(found, settings.cache_dir / HEADERS, digests)
+    with progress(len(found), "headers", settings.progress, "models") as advance:
+        return entries_of(found, settings.cache_dir / HEADERS, digests, advance)
 
 
 def _files(entry: Entry) -> Iterable[InputFile]:

@@ -16,7 +16,7 @@ from runner.errors import InputError, escape
 from runner.files import read_small
 
 EXTRA_PATHS = "extra_model_paths.yaml"
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 16
 # Kinds of its folders, and the names of the folders; the other kinds are not merged.
 _KINDS = ("checkpoints", "loras", "vae", "diffusion_models", "unet", "text_encoders", "clip", "diffusers")
 

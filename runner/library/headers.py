@@ -121,7 +121,8 @@ def facts_of(checkpoint: Checkpoint) -> Facts:
         files=_files(checkpoint),
     )
     try:
-        quantised(checkpoint.label, specs)
+        if kind != "lora":
+            quantised(checkpoint.label, specs)
     except RunnerError as error:
         return replace(facts, problem=error.message)
     return facts
@@ -193,18 +194,21 @@ def entries_of(
         found: the models.
         memory: file that remembers headers; None: all are read.
         digests: that are known, by Identity.key.
-        advance: called with the number of models that were looked at.
+        advance: called with the number of models that were looked at, when one of them had to be read.
     """
     known, fresh = known_facts(memory), dict[str, Any]()
     saved = time.monotonic()
-    entries = []
+    entries, untold = [], 0
     try:
         for one in found:
             files = look_at(one)
             key = _key(files) if files else None
             facts = known.get(key) if key else None
+            untold += 1
             if facts is None:
                 facts = read(one)
+                advance(untold)
+                untold = 0
                 now = time.time()
                 if key and all(identity.settled(now) for identity in files.values()):
                     known[key], fresh[key] = facts, asdict(facts)
@@ -212,7 +216,6 @@ def entries_of(
                     _save(memory, fresh)
                     fresh, saved = {}, time.monotonic()
             entries.append(_entry(one, facts, files, digests))
-            advance(1)
     finally:
         _save(memory, fresh)
     return entries

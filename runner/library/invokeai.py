@@ -15,6 +15,7 @@ from urllib.parse import quote as url_quote
 from runner.errors import InputError, escape
 
 MAX_MODELS = 100_000
+MAX_STEPS = 5_000_000  # of SQLite's machine; a table that is a program of its own is given up
 
 
 def invokeai_names(database: Path, models: Path) -> dict[Path, str]:
@@ -34,7 +35,7 @@ def invokeai_names(database: Path, models: Path) -> dict[Path, str]:
     address = f"file:{url_quote(str(database.absolute()))}?{'mode=ro' if ahead else 'mode=ro&immutable=1'}"
     try:
         with closing(sqlite3.connect(address, uri=True, timeout=2)) as connection:
-            connection.execute("PRAGMA trusted_schema = OFF")
+            connection.set_progress_handler(lambda: 1, MAX_STEPS)
             rows = connection.execute("SELECT config FROM models LIMIT ?", (MAX_MODELS,)).fetchall()
     except sqlite3.Error as error:
         raise InputError(f"{label}: no database of models of InvokeAI's: {escape(str(error))}") from error

@@ -89,13 +89,11 @@ class Library:
 
         Args:
             text: the name.
-            beside: other names it may be close to, which are preferred.
+            beside: other names it may be close to.
         """
         last = PurePosixPath(text).name
-        if hint := nearest(last, beside):
-            return hint
         names = {(one.path.name if PurePosixPath(text).suffix else one.name) for one in self.found}
-        if hint := nearest(last, sorted(names)):
+        if hint := nearest(last, sorted({*names, *beside})):
             return hint
         of_hub = [one.name for one in self.found if one.name.startswith("hf:")]
         same = (

@@ -51,18 +51,27 @@ def root_of(path: Path) -> Root:
         if "models" in inside and (models / "Stable-diffusion").is_dir():
             return Root("A1111", path, tuple(models / name for name in _A1111))
         if EXTRA_PATHS in inside or (models / "checkpoints").is_dir():
-            extra = extra_folders(path / EXTRA_PATHS) if EXTRA_PATHS in inside else ()
-            return Root("ComfyUI", path, tuple(dict.fromkeys((*comfyui_folders(models), *extra))))
+            return _comfyui(path)
         if (path / _DATABASE).is_file():
             return _invokeai(path)
     except InputError as error:
-        return Root("folder", path, (path,) if path.is_dir() else (), problems=(error.message,))
+        return Root("ComfyUI's paths", path, (), problems=(error.message,))
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         return Root("folder", path, (), problems=(f"{escape(str(path))}: {reason}",))
     if any(name.startswith("models--") for name in inside):
         return Root("hub", path, (path,))
     return Root("folder", path, (path,))
+
+
+def _comfyui(path: Path) -> Root:
+    """ComfyUI's root: its own folders, and those its settings name."""
+    own, extra = comfyui_folders(path / "models"), path / EXTRA_PATHS
+    try:
+        more = extra_folders(extra) if extra.exists() else ()
+    except InputError as error:
+        return Root("ComfyUI", path, own, problems=(error.message,))
+    return Root("ComfyUI", path, tuple(dict.fromkeys((*own, *more))))
 
 
 def _invokeai(path: Path) -> Root:
