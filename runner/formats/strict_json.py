@@ -83,17 +83,16 @@ _PAIR = re.compile(r"\[\]|\{\}")
 
 def _depth(text: str) -> int:
     """How deep brackets nest, without recursion: as many times as the innermost pairs can be taken out."""
-    brackets = _NO_BRACKETS.sub("", text)
+    left = brackets = _NO_BRACKETS.sub("", text)
     for depth in range(MAX_DEPTH + 1):
-        if not brackets:
+        if not left:
             return depth
-        brackets = _PAIR.sub("", brackets)
-    # Too deep, or no JSON.
-    deepest = depth = 0
+        left = _PAIR.sub("", left)
+    deepest = depth = 0  # too deep, or no JSON: counted one by one
     for bracket in brackets:
         depth += 1 if bracket in "[{" else -1
         deepest = max(deepest, depth)
-    return MAX_DEPTH + deepest
+    return deepest
 
 
 def _has_surrogate(value: Any) -> bool:

@@ -70,9 +70,7 @@ def test_paths_of_comfyui_start_at_base_path_or_beside_the_file(
     ]
 
 
-@pytest.mark.parametrize(
-    "text", ["a: [", "- a list", "\x00", "!!python/object:os.system {}", "[" * 500, "5"]
-)
+@pytest.mark.parametrize("text", ["a: [", "- a list", "\x00", "!!python/object:os.system {}", "[" * 500, "5"])
 def test_settings_of_comfyui_that_are_none_are_told_of_and_the_rest_is_listed(
     text: str, tmp_path: Path
 ) -> None:
