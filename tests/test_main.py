@@ -131,7 +131,7 @@ def test_a_merge_says_where_the_model_is_and_leaves_a_record(folder: Path) -> No
 def test_help_teaches_and_names_jobs_and_recipes(tmp_path: Path) -> None:
     done = run(tmp_path, "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "job: import, inspect, merge, methods, plan" in done.stdout
+    assert "job: import, inspect, merge, methods, plan, presets" in done.stdout
     assert "recipe: add_difference, " in done.stdout
     assert "recipe.alpha=0.4" in done.stdout
     assert "Exit codes" in done.stdout
