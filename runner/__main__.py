@@ -150,7 +150,7 @@ def _is_without_recipe(context: HydraConf) -> bool:
 
 
 def _leave_nothing(folder: Path) -> None:
-    """Removes the folder of a run that has nothing to record, and the folders above it that are empty then."""
+    """Removes the folder of a run that has nothing to record, and those above it that are empty then."""
     written = [folder / ".hydra" / f"{name}.yaml" for name in ("config", "hydra", "overrides")]
     with suppress(OSError):
         for file in (*written, folder / "run.log"):
