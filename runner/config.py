@@ -27,7 +27,7 @@ class Job:
 
     Attributes:
         name: "merge" or "plan" by a recipe; "methods", "presets"; "import" from a source, "inspect" of one
-            or two; "models" and "find" of all there are.
+            or two; "models" and "find" of all there are; "compose".
         keys: of a merge, plan or inspection: lists "all" keys or a "summary".
         source: of an import or inspection: the file it reads.
         output: of an import: the recipe it writes; None: a name of its own.
@@ -38,6 +38,10 @@ class Job:
         variant: of an inspection: which weight files of a diffusers folder, "fp16".
         hashes: of an inspection: whether files are read for their hashes.
         distances: of an inspection: whether both models are read for how far they are apart.
+        recipe: of compose: the one that is opened; None: a new one.
+        browser: of compose: whether a browser shows the form.
+        port: where it is served to the browser; 0: any free one.
+        confined: of compose: whether models outside the folders of the settings are refused, as in a browser.
         match: of models and find: a glob that names or paths must match; None: all.
         json: of models: whether the list is for programs.
     """
@@ -53,6 +57,10 @@ class Job:
     variant: str | None = None
     hashes: bool = False
     distances: bool = False
+    recipe: str | None = None
+    browser: bool = False
+    port: int = 0
+    confined: bool = False
     match: str | None = None
     json: bool = False
 
@@ -101,7 +109,7 @@ def settings_of(config: DictConfig) -> Settings:
         tile_elements=node.integer("tile_elements", SUM_ELEMENTS, MAX_TILE_ELEMENTS),
         digests=node.word("digests", ("remember", "fresh")),
         verify=node.flag("verify"),
-        progress=node.word("progress", ("auto", "on", "off")),
+        progress=node.word("progress", ("auto", "on", "off", "lines")),
         hub=node.word("hub", ("online", "offline")),
         model_folders=node.paths("model_folders", default_folders),
     )
@@ -116,7 +124,8 @@ def settings_of(config: DictConfig) -> Settings:
 
 
 def _job(node: _Node) -> Job:
-    name = node.word("name", (*RECIPE_JOBS, "methods", "presets", "import", "inspect", "models", "find"))
+    others = ("methods", "presets", "import", "inspect", "models", "find", "compose")
+    name = node.word("name", (*RECIPE_JOBS, *others))
     if name in RECIPE_JOBS:
         return Job(name, keys=node.word("keys", ("summary", "all")))
     if name == "methods":
@@ -125,6 +134,14 @@ def _job(node: _Node) -> Job:
         return Job(name, match=node.text("match"), json=node.flag("json"))
     if name == "find":
         return Job(name, match=node.text("match"))
+    if name == "compose":
+        return Job(
+            name,
+            recipe=node.text("recipe"),
+            browser=node.flag("browser"),
+            port=node.integer("port", 0, 65535),
+            confined=node.flag("confined"),
+        )
     if name == "presets":
         return Job(name, preset=node.text("preset"))
     if name == "inspect":

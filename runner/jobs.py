@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from runner.catalogue import details, overview, preset_details, preset_overview
@@ -13,8 +14,12 @@ from runner.listing import find_digests, list_models
 from runner.progress import say
 
 
-def run_job(settings: Settings) -> dict[str, Any]:
+def run_job(settings: Settings, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Does what `job=` says; returns what a table of many runs shows.
+
+    Args:
+        settings: how.
+        overrides: of the command line.
 
     Raises:
         UsageError: something the job needs is not said.
@@ -31,6 +36,10 @@ def run_job(settings: Settings) -> dict[str, Any]:
     if job.name == "presets":
         say(preset_details(job.preset) if job.preset else preset_overview())
         return {}
+    if job.name == "compose":
+        from runner.ui.job import compose
+
+        return compose(settings, overrides)
     if job.source is None:
         hint = f"python -m runner job={job.name} source=MODEL.safetensors"
         raise UsageError("source=FILE is missing", hint=hint)

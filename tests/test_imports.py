@@ -45,6 +45,7 @@ LAYERS = (
     {"compose", "config"},
     {"inspection", "listing"},
     {"catalogue"},
+    {"ui"},
     {"jobs"},
     {"run", "sweep"},
     {"__main__"},
