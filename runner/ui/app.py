@@ -55,9 +55,10 @@ class Compose(App[None]):
     #top { height: 1; background: $panel; padding: 0 1; }
     #panes { height: 1fr; }
     #form { width: 1fr; }
-    #right { width: 1fr; border-left: vline $primary; }
+    #right { width: 1fr; border-left: solid $primary; }
     #text { height: 2fr; border: none; padding: 0; }
-    #below { height: 1fr; border-top: solid $primary; padding: 0 1; }
+    #below { height: 1fr; border-top: solid $primary; padding: 0 1; overflow-x: auto; }
+    #plan { width: auto; }
     #tabs { display: none; }
     .-narrow #tabs { display: block; }
     .-narrow #right { border: none; }
@@ -124,6 +125,7 @@ class Compose(App[None]):
             with Vertical(id="right"):
                 yield RecipeText(self.draft.text, id="text")
                 with VerticalScroll(id="below"):
+                    yield Static("", id="mistakes", markup=False)
                     yield Static("", id="plan", markup=False)
         yield Footer()
 
@@ -195,7 +197,8 @@ class Compose(App[None]):
             f"✗ {'' if one.line is None else f'line {one.line}: '}{one.text}" for one in checked.problems
         ]
         lines += [f"→ {checked.hint}"] if checked.hint else []
-        self.query_one("#plan", Static).update("\n".join(lines) or f"✓ {checked.plan}")
+        self.query_one("#mistakes", Static).update("\n".join(lines))
+        self.query_one("#plan", Static).update("" if lines else f"✓ {checked.plan}")
         count = len(checked.problems)
         self.query_one("#plan-tab", Tab).label = f"plan ✗{count}" if count else "plan ✓"
         await self._show()

@@ -10,7 +10,7 @@ from textual import on
 from textual.containers import Horizontal, VerticalScroll
 from textual.message import Message
 from textual.widget import Widget
-from textual.widgets import Button, Checkbox, Input, Label, OptionList, Select, Static
+from textual.widgets import Button, Input, Label, OptionList, Select, Static
 from textual.widgets.option_list import Option
 
 from runner.errors import KeyPath, escape
@@ -42,7 +42,6 @@ class Form(VerticalScroll):
     Form #steps { height: auto; max-height: 6; border: none; margin-top: 1; }
     Form #formula { color: $text-muted; margin-left: 13; height: auto; }
     Form .range { margin-left: 13; color: $text-muted; height: 1; }
-    Form Checkbox { height: 1; border: none; padding: 0; background: transparent; }
     """
 
     class Changed(Message):
@@ -87,7 +86,7 @@ class Form(VerticalScroll):
                 await self.mount_all(self._fields())
             if focused and self.query(f"#{focused}"):
                 self.query_one(f"#{focused}").focus()
-        with self.prevent(Input.Changed, Select.Changed, Checkbox.Changed, OptionList.OptionHighlighted):
+        with self.prevent(Input.Changed, Select.Changed, OptionList.OptionHighlighted):
             self._update()
 
     def _shape_of(self) -> object:
@@ -192,7 +191,8 @@ class Form(VerticalScroll):
         for key, known in (("format", tuple(FORMATS)), ("dtype", OUTPUT_DTYPES)):
             value = output.get(key)
             self.query_one(f"#output-{key}", Select).value = value if value in known else Select.NULL
-        self.query_one("#force", Checkbox).value = self.draft.value(("force",)) is True
+        mark = "☑" if self.draft.value(("force",)) is True else "☐"
+        self.query_one("#force", Button).label = Text(f"{mark} merge what fits of models that differ")
 
     def _change(self, change: Callable[[Draft], Draft]) -> None:
         self.post_message(self.Changed(change))
@@ -209,6 +209,9 @@ class Form(VerticalScroll):
     @on(Button.Pressed)
     def _pressed(self, event: Button.Pressed) -> None:
         event.stop()
+        if event.button.id == "force":
+            self._set(("force",), None if self.draft.value(("force",)) is True else True)
+            return
         what, _, name = (event.button.id or "").partition("-")
         asked = {"method": "method", "role": "model", "places": "numbers", "more": "role"}
         self.post_message(self.Asked(asked[what], name))
@@ -242,10 +245,6 @@ class Form(VerticalScroll):
         value = None if event.value is Select.NULL else event.value
         self._set(("output", name) if kind == "output" else (*self.at, name), value)
 
-    @on(Checkbox.Changed, "#force")
-    def _forced(self, event: Checkbox.Changed) -> None:
-        self._set(("force",), True if event.value else None)
-
 
 def _row(*fields: Widget) -> Horizontal:
     return Horizontal(*fields, classes="row")
@@ -263,7 +262,7 @@ def _output_fields() -> Iterator[Widget]:
     )
     dtypes = [(name, name) for name in OUTPUT_DTYPES]
     yield _row(Label("dtype"), Select(dtypes, id="output-dtype", prompt="as the first model", compact=True))
-    yield _row(Label("force"), Checkbox("merge what fits of models that differ", id="force"))
+    yield _row(Label("force"), Button("", id="force"))
 
 
 def _step(draft: Draft, merge: KeyPath, at: KeyPath) -> str:

@@ -87,7 +87,7 @@ class Picker(ModalScreen[str | None]):
         """The field, the list, and what there is to know of the row."""
         with Vertical():
             yield Label(self.asked)
-            yield Input(placeholder="type to filter", id="filter")
+            yield Input(placeholder="type to filter", id="filter", compact=True)
             yield OptionList(id="rows", markup=False)
             yield Static("", id="count", markup=False)
             if self.detail is not None:
@@ -176,7 +176,7 @@ class Question(ModalScreen[str | None]):
             if self.said:
                 yield Static(self.said, id="said", markup=False)
             yield Label(self.asked, markup=False)
-            yield Input(self.value, id="answer")
+            yield Input(self.value, id="answer", compact=True)
         yield Footer()
 
     @on(Input.Submitted, "#answer")
