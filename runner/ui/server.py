@@ -135,7 +135,7 @@ def serve(settings: Settings, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 async def _run(server: LocalServer, listener: socket.socket) -> None:
-    runner = web.AppRunner(server.application(), access_log=None)
+    runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=10)
     await runner.setup()
     try:
         await web.SockSite(runner, listener).start()
