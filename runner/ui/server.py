@@ -43,13 +43,19 @@ _HEADERS = {
 }
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>runner compose</title>
-<link rel="stylesheet" href="static/css/xterm.css">
+<link rel="icon" href="data:,"><link rel="stylesheet" href="static/css/xterm.css">
 <style>html, body, #terminal {{ margin: 0; height: 100vh; width: 100vw; overflow: hidden }}
 body {{ background: #121212 }}
 body.-closed #terminal {{ opacity: 0.4 }}</style>
-<script src="static/js/textual.js"></script></head>
+<script src="static/js/textual.js"></script><script src="keys.js" defer></script></head>
 <body><div id="terminal" class="textual-terminal" data-session-websocket-url="{socket}"
 data-font-size="16"></div></body></html>
+"""
+# The keyboard goes to the form as soon as it is there, without a click.
+_KEYS = """new MutationObserver((changes, observer) => {
+  const field = document.querySelector(".xterm-helper-textarea");
+  if (field && document.body.classList.contains("-first-byte")) { observer.disconnect(); field.focus(); }
+}).observe(document.body, {attributes: true, subtree: true, childList: true});
 """
 
 
@@ -75,6 +81,7 @@ class LocalServer(Server):
         app.add_routes(
             [
                 web.get("/{secret}/", self._page),
+                web.get("/{secret}/keys.js", self._keys),
                 web.get("/{secret}/ws", self.handle_websocket),
                 web.static(f"/{self.secret}/static", STATIC),
             ]
@@ -106,6 +113,9 @@ class LocalServer(Server):
     async def _page(self, request: web.Request) -> web.Response:
         socket_url = f"ws://{request.headers['Host']}/{self.secret}/ws"
         return web.Response(text=_PAGE.format(socket=socket_url), content_type="text/html")
+
+    async def _keys(self, request: web.Request) -> web.Response:
+        return web.Response(text=_KEYS, content_type="text/javascript")
 
 
 def serve(settings: Settings, overrides: Sequence[str]) -> dict[str, Any]:
