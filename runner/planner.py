@@ -13,7 +13,8 @@ from runner.architectures import Architecture
 from runner.architectures.layouts import single_file_name
 from runner.architectures.ties import Made
 from runner.arrange import arrange
-from runner.checkpoint import Layout
+from runner.builtin import built_in, lacking
+from runner.checkpoint import Checkpoint, Layout
 from runner.errors import IncompatibleError, KeyPath, counted, escape, quote
 from runner.factors import Module, dialect_for, module_name, network_metadata
 from runner.formats import FORMATS
@@ -60,10 +61,15 @@ def make_plan(resolved: Resolved, metadata: Mapping[str, str]) -> Plan:
     planner.example.update(given.example)
     planner.raise_if_unfit(given.unfit)
     output = resolved.recipe.output
+    specs = {key: made.spec for key, made in arrangement.made.items()}
+    carrier: Checkpoint | dict[str, bytes] | None = resolved.carrier
+    if carrier is None and resolved.output_format == "diffusers":
+        carrier = built_in(resolved, specs)
+        planner.notes.append(lacking(resolved, specs))
     layout = FORMATS[resolved.output_format].layout(
         output.name,
-        {key: made.spec for key, made in arrangement.made.items()},
-        resolved.carrier,
+        specs,
+        carrier,
         metadata,
         output.max_shard_bytes,
     )
@@ -142,6 +148,7 @@ class _Planner:
         self.specs = [model.view.specs for model in resolved.models]
         self.dropped: dict[str, dict[str, None]] = {}
         self.widened: dict[str, None] = {}
+        self.notes: list[str] = []
         self.deviations: dict[str, dict[str, None]] = {}
         self.unfit: dict[str, dict[str, None]] = {}
         self.example: dict[str, str] = {}
@@ -573,6 +580,7 @@ class _Planner:
     def warnings(self, jobs: tuple[Job, ...]) -> Iterable[str]:
         """What the user should know before the merge runs."""
         yield from self.resolved.warnings
+        yield from self.notes
         for reason, keys in (*self.dropped.items(), *self.deviations.items()):
             yield f"{reason} ({_listed(keys, self.resolved)})"
         if self.widened:

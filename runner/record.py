@@ -58,6 +58,7 @@ def canonical_recipe(recipe: Recipe) -> dict[str, Any]:
         "dtype": dict(recipe.output.dtype),
         "max_shard_bytes": recipe.output.max_shard_bytes,
         "config": _canonical_source(recipe.output.config) if recipe.output.config else None,
+        "prediction_type": recipe.output.prediction_type,
     }
     components = {name: _canonical_source(source) for name, source in recipe.components.items()}
     texts = {"description": recipe.description, "author": recipe.author, "license": recipe.license}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,15 @@ from runner.architectures.layouts import single_file_name
 from runner.changes import changes_of
 from runner.checkpoint import Checkpoint
 from runner.demo import demo_model
+from runner.ema import averaged, users
 from runner.errors import IncompatibleError, InputError, KeyPath, Location, Problems, nearest, quote
 from runner.files import InputFile
 from runner.formats import FORMATS, READERS
+from runner.formats.diffusers import CONFIG
 from runner.hub import fetch
 from runner.methods import METHODS, Method, Parameter, find_method
 from runner.models import Model as Model
-from runner.models import component_model, component_names, recognised
+from runner.models import component_config, component_model, component_names, recognised
 from runner.recipe import RECIPE_KEYS, Merge, Policies, Recipe, Source
 from runner.rules import Names
 from runner.tensors import TensorSpec
@@ -61,7 +63,7 @@ class Resolved:
         models: its sources, each once: those of the merge first.
         merge: the recipe's merge, its names resolved.
         output_format: in FORMATS.
-        carrier: the model whose other files the output has; None if the output has none.
+        carrier: the model whose other files the output has; None if it has none, or built-in ones.
         places: where each key of any model stands.
         warnings: what is unusual in the recipe, a line each.
         components: that are taken whole from a source of their own, component → index in models.
@@ -123,7 +125,9 @@ def resolve(
     """
     problems = Problems(locate)
     bound = _check_names(recipe.merge, problems)
-    opened, unreadable = _open_sources(recipe.sources(), models_dir, cache_dir, offline)
+    opened, unreadable = _open_sources(
+        recipe.sources(), set(users(recipe.merge)), models_dir, cache_dir, offline
+    )
     stated = {source.path for source in recipe.components.values()}
     models = tuple(
         replace(recognised(named, checkpoint), revision=revision)
@@ -156,7 +160,13 @@ def resolve(
     if output_format == "diffusers":
         carrier = _carrier(recipe, (primary, *models), models_dir, cache_dir, offline)
         for component, number in components.items():
-            carrier = _with_config(carrier, component, models[number].checkpoint)
+            carrier = carrier and _with_config(carrier, component, models[number].checkpoint)
+    if recipe.output.prediction_type and (carrier is not None or output_format != "diffusers"):
+        what = (
+            "is for the scheduler of a folder with built-in configs, which this output is not; leave it out"
+        )
+        problems.add(("output", "prediction_type"), what)
+        problems.raise_if_any()
     return Resolved(
         recipe, models, merge, output_format, carrier, places, tuple(problems.warnings), components
     )
@@ -182,20 +192,27 @@ Opened = tuple[tuple[Source, ...], Checkpoint, str | None]  # what names a model
 
 
 def _open_sources(
-    sources: Iterable[Source], models_dir: Path, cache_dir: Path, offline: bool
+    sources: Iterable[Source], means: Collection[KeyPath], models_dir: Path, cache_dir: Path, offline: bool
 ) -> tuple[list[Opened], list[InputError]]:
-    """Opens each distinct source once; returns with the models what could not be opened."""
-    opened: dict[tuple[Path, str | None], Opened] = {}
+    """Opens each distinct source once; returns with the models what could not be opened.
+
+    Args:
+        sources: of the recipe.
+        means: places of those whose running means are taken in place of the weights.
+        models_dir, cache_dir, offline: as of resolve.
+    """
+    opened: dict[tuple[Path, str | None, bool], Opened] = {}
     unreadable: dict[tuple[str, str | None], InputError] = {}
     for source in sources:
         try:
             path, revision = source_path(source, models_dir, cache_dir, offline)
-            file = (path.resolve(), source.variant)
+            file = (path.resolve(), source.variant, source.path in means)
             if file in opened:
                 others, checkpoint, revision = opened[file]
                 opened[file] = ((*others, source), checkpoint, revision)
                 continue
-            opened[file] = ((source,), _open(path, source, models_dir), revision)
+            checkpoint = _open(path, source, models_dir)
+            opened[file] = ((source,), averaged(checkpoint) if file[-1] else checkpoint, revision)
         except InputError as error:
             unreadable[source.name, source.variant] = error
         except (OSError, RuntimeError) as error:
@@ -467,24 +484,17 @@ def _check_output(
 
 def _carrier(
     recipe: Recipe, models: Sequence[Model], models_dir: Path, cache_dir: Path, offline: bool
-) -> Checkpoint:
+) -> Checkpoint | None:
     """The pipeline whose other files go into a folder: the one the recipe names, or the first there is.
 
     Raises:
         InputError: it cannot be read.
-        IncompatibleError: there is none, or it is of another architecture.
+        IncompatibleError: it is of another architecture.
     """
     source = recipe.output.config
     if source is None:
         folders = (model.checkpoint for model in models if model.checkpoint.format == "diffusers")
-        if (found := next(folders, None)) is not None:
-            return found
-        raise IncompatibleError(
-            "output.format: diffusers: no model of this recipe is a folder that the configuration and "
-            "tokenizer files could come from",
-            tag="CONFIG",
-            hint="output.config: FOLDER names a pipeline of the same architecture",
-        )
+        return next(folders, None)
     model = open_model(source, models_dir, cache_dir, offline)
     checkpoint = model.checkpoint
     if checkpoint.format != "diffusers" or model.architecture != models[0].architecture:
@@ -576,9 +586,9 @@ def _with_components(
 
 def _with_config(carrier: Checkpoint, component: str, source: Checkpoint) -> Checkpoint:
     """A pipeline with the config of a component that is taken from a folder: it belongs to the weights."""
-    name = f"{component}/config.json"
-    config = source.others.get(name) or source.others.get("config.json")
-    return replace(carrier, others={**carrier.others, name: config}) if config else carrier
+    config = component_config(component, source)
+    others = {**carrier.others, f"{component}/{CONFIG}": config} if config else carrier.others
+    return replace(carrier, others=others)
 
 
 def _check_layouts(models: tuple[Model, ...], primary: Model) -> None:

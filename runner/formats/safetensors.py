@@ -78,7 +78,7 @@ class SafetensorsFile:
         self,
         name: str,
         specs: Mapping[str, TensorSpec],
-        carrier: Checkpoint | None,
+        carrier: Checkpoint | Mapping[str, bytes] | None,
         metadata: Mapping[str, str],
         max_shard_bytes: int | None,
     ) -> Layout:
