@@ -23,7 +23,7 @@ from runner.tensors import TensorSpec
 from tests.architectures.models import specs_of
 from tests.architectures.test_layouts import CASES, single_specs
 from tests.build import header_only, merge, planned
-from tests.test_mixed_layouts import as_single_file, read
+from tests.test_mixed_layouts import as_single_file, equal, read
 
 Specs = dict[str, TensorSpec]
 V_PRED = {"v_pred": TensorSpec("F32", (0,))}
@@ -305,7 +305,7 @@ def test_a_folder_with_built_in_files_opens_with_a_tokenizer_and_says_so_without
     image = pipeline("a castle", height=64, width=64, num_inference_steps=1, output_type="np").images
     assert image.shape == (1, 64, 64, 3)
     own = read(photo)
-    assert all(torch.equal(read(path)[key], own[key]) for key in own)
+    assert equal(read(path), own)
     # What a user completes, and what is merged again, is a folder as any other.
     again, _ = merge({"method": "copy", "models": {"a": str(path)}}, tmp_path, tmp_path / "again")
     assert read(again).keys() == own.keys()
