@@ -16,8 +16,9 @@ from runner.execute import Outcome, execute
 from runner.place import Devices, place
 from runner.plan import Plan
 from runner.planner import make_plan
+from runner.provenance import merge_identities
 from runner.recipe import parse_recipe
-from runner.record import header_metadata, merge_identities
+from runner.record import header_metadata
 from runner.resolve import Resolved, resolve
 from runner.write import Staging, check_place
 
@@ -51,6 +52,12 @@ def write_models(
     for name, tensors in written.items():
         save_file(tensors, folder / f"{name}.safetensors", {"format": "pt"})
     return written
+
+
+def data_of(path: Path) -> bytes:
+    """What stands behind the header of a safetensors file."""
+    content = path.read_bytes()
+    return content[8 + int.from_bytes(content[:8], "little") :]
 
 
 def here(path: KeyPath) -> Location:
@@ -88,8 +95,9 @@ def merge(
         identities = merge_identities(plan.resolved, digests.wait())
     with Staging(plan.layout, target) as staging:
         outcome = execute(plan, placement, staging, lambda count: None, identities)
+        staging.stamp(outcome.contents)
         staging.sync()
-        staging.verify(outcome.written, threads)
+        staging.read_back(outcome.written, threads)
         staging.publish()
     return target, outcome
 
