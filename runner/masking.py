@@ -10,18 +10,18 @@ MASK = "***"
 # A path that begins at the root or a home, up to its last part: in quotation marks to their end, else to
 # the next character that ends a word. What follows a letter or a dot, "a/b" or "../c", is no such path.
 _QUOTED = re.compile(
-    r"""(?P<quote>["'])(?:file://)?(?:/|~)(?:(?!(?P=quote)).)*/(?P<name>(?:(?!(?P=quote)).)*)"""
+    r"""(?P<quote>["'])(?:file://)?(?:/|~[\w.-]*/)(?:(?:(?!(?P=quote)).)*/)?(?P<name>(?:(?!(?P=quote)).)*)"""
 )
 _BARE = re.compile(r"""(?<![\w.…/~\-\\"'])(?:/|~[\w.-]*/)(?![\s/]|$)(?:[^\s"'=,;:()\[\]{}/]*/)*""")
 _FILE_URL = re.compile(r"file://+(?:[^\s\"'=,;:()\[\]{}/]*/)*")
 _SECRETS = (
+    re.compile(r"(?P<kept>\bBearer\s+)\S+", re.IGNORECASE),
     # Tokens by the prefix that their makers give them, so that they can be found in texts.
     re.compile(r"\b(?:hf|sk|ghp|gho|ghs|github_pat|glpat|xoxb|AKIA)[_-]?(?=[\w-]{12,})[\w-]+", re.ASCII),
     re.compile(
-        r"(?P<kept>\b\w*(?:token|secret|passw(?:or)?d|api_?key|authorization)\w*\s*[=:]\s*)[^\s,}&]+",
+        r"(?P<kept>\b\w*(?:token(?!iz)|secret|passw(?:or)?d|api_?key|authorization)\w*\s*[=:]\s*)[^\s,}&]+",
         re.IGNORECASE,
     ),
-    re.compile(r"(?P<kept>\bBearer\s+)\S+", re.IGNORECASE),
     re.compile(r"(?P<kept>://)[^/@\s]+(?=@)"),
 )
 

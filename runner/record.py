@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import re
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -101,7 +102,7 @@ class RunRecord:
         self.run |= {
             "id": os.urandom(8).hex(),
             "started": _now(),
-            "command": ["runner", *self.overrides],
+            "command": ["runner", *sys.argv[1:]],
             "overrides": list(self.overrides),
             "machine": machine(),
             "versions": versions(),
