@@ -18,8 +18,9 @@ from runner.formats.safetensors import output_file
 from runner.place import Devices, place
 from runner.plan import Plan
 from runner.planner import make_plan
+from runner.provenance import merge_identities
 from runner.recipe import parse_recipe
-from runner.record import header_metadata, merge_identities
+from runner.record import header_metadata
 from runner.resolve import Resolved, resolve
 from runner.tensors import TensorSpec
 from runner.write import Staging, check_place
@@ -65,6 +66,12 @@ def header_only(path: Path, specs: Mapping[str, TensorSpec], **metadata: str) ->
     return path
 
 
+def data_of(path: Path) -> bytes:
+    """What stands behind the header of a safetensors file."""
+    content = path.read_bytes()
+    return content[8 + int.from_bytes(content[:8], "little") :]
+
+
 def here(path: KeyPath) -> Location:
     """Every value of a test's recipe stands in line 1 of test.yaml."""
     return Location("test.yaml", 1)
@@ -100,8 +107,9 @@ def merge(
         identities = merge_identities(plan.resolved, digests.wait())
     with Staging(plan.layout, target) as staging:
         outcome = execute(plan, placement, staging, lambda count: None, identities)
+        staging.stamp(outcome.contents)
         staging.sync()
-        staging.verify(outcome.written, threads)
+        staging.read_back(outcome.written, threads)
         staging.publish()
     return target, outcome
 

@@ -16,11 +16,13 @@ ROOT = Path(runner.__file__).parent
 LAYERS = (
     {"tensors", "errors", "tables"},
     {"files"},
+    {"hashes"},
+    {"read_back"},
     {"checkpoint", "methods", "guard"},
     {"formats", "architectures", "digests", "demo_configs", "demo_shapes"},
     {"lora"},
     {"demo", "hub", "recipe", "write", "references"},
-    {"presets", "dialects", "blockstring"},
+    {"presets", "dialects", "blockstring", "canonical"},
     {"rules"},
     {"pasted"},
     {"weighting"},
@@ -28,7 +30,7 @@ LAYERS = (
     {"view", "changes", "ema"},
     {"models"},
     {"prediction", "resolve"},
-    {"plan", "arrange", "factors", "builtin"},
+    {"plan", "arrange", "factors", "builtin", "tensor_digests"},
     {"taken"},
     {"planner"},
     {"place"},
@@ -37,6 +39,7 @@ LAYERS = (
     {"compute"},
     {"measure", "distance"},
     {"execute"},
+    {"provenance", "machine", "masking", "repository"},
     {"record"},
     {"describe"},
     {"progress"},
@@ -131,7 +134,8 @@ def test_the_ground_floor_knows_nothing_above_it() -> None:
     assert ours("tensors") == ours("errors") == set()
     assert ours("files") == {"runner.errors"}
     assert ours("checkpoint") == {"runner.files", "runner.tensors"}
-    assert ours("write") == {"runner.checkpoint", "runner.errors", "runner.files"}
+    below = ("checkpoint", "errors", "files", "hashes", "read_back")
+    assert ours("write") == {f"runner.{name}" for name in below}
 
 
 def test_nothing_is_imported_by_a_name_that_is_computed() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,7 @@ class DiffusersFolder:
                 text = metadata if component == main and number == 0 else {}
                 file = output_file(f"{component}/{file_name}", part, text)
                 tensors = {f"{component}/{inner}": place for inner, place in file.tensors.items()}
-                files.append(OutputFile(file.name, file.header, tensors, file.nbytes))
+                files.append(replace(file, tensors=tensors))
             if len(parts) > 1:
                 texts[f"{component}/{stem}.safetensors.index.json"] = _shard_index(names, parts)
         return Layout(name, folder=True, files=tuple(files), texts=dict(sorted(texts.items())))
