@@ -97,8 +97,9 @@ def recognised(sources: tuple[Source, ...], checkpoint: Checkpoint) -> Model:
     if (dialect := detect_lora(specs)) is not None:
         return Model(sources, checkpoint, View({}, {}), None, None, str(dialect))
     architecture = detect(checkpoint.format, specs)
-    if architecture is None and checkpoint.format == "checkpoint" and (found := _main_alone(specs)):
-        architecture, kind, view = found
+    if architecture is None and checkpoint.format == "checkpoint" and (found := main_alone(specs)):
+        architecture, kind = found
+        view = Naming("diffusers", f"{architecture.main}/").view(architecture, specs)
         return Model(sources, _alone(checkpoint, architecture.main), view, architecture, kind)
     kind = variant(architecture, checkpoint.format, specs) if architecture else None
     view = view_of(architecture, checkpoint.format, specs, quantised(checkpoint.label, specs))
@@ -111,17 +112,16 @@ def _alone(checkpoint: Checkpoint, component: str) -> Checkpoint:
     return replace(checkpoint, title=f"{title}, {component} alone")
 
 
-def _main_alone(specs: Mapping[str, TensorSpec]) -> tuple[Architecture, str | None, View] | None:
-    """Architecture, variant and view of a file that is a folder's UNet or transformer; None if it is none.
+def main_alone(specs: Mapping[str, TensorSpec]) -> tuple[Architecture, str | None] | None:
+    """Architecture and variant of a file that is a folder's UNet or transformer; None if it is none.
 
     Args:
         specs: of its tensors; a single file's UNet is recognised without this.
     """
     for main in dict.fromkeys(architecture.main for architecture in ARCHITECTURES.values()):
-        naming = Naming("diffusers", f"{main}/")
-        whole = {naming.prefix + key: spec for key, spec in specs.items()}
+        whole = {f"{main}/{key}": spec for key, spec in specs.items()}
         if architecture := detect("diffusers", whole):
-            return architecture, variant(architecture, "diffusers", whole), naming.view(architecture, specs)
+            return architecture, variant(architecture, "diffusers", whole)
     return None
 
 

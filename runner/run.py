@@ -67,7 +67,14 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
         with record.stage("resolve"):
             parsed = parse_recipe(recipe.name, recipe.tree, recipe.locate)
             offline = settings.hub == "offline"
-            resolved = resolve(parsed, recipe.locate, settings.models_dir, settings.cache_dir, offline)
+            resolved = resolve(
+                parsed,
+                recipe.locate,
+                settings.models_dir,
+                settings.cache_dir,
+                offline,
+                settings.model_folders,
+            )
             record.resolved(resolved)
         with record.stage("plan"):
             plan = make_plan(resolved, header_metadata(resolved))

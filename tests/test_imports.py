@@ -15,7 +15,7 @@ ROOT = Path(runner.__file__).parent
 # Each room may import from those before it, and from its own.
 LAYERS = (
     {"tensors", "errors", "tables"},
-    {"files"},
+    {"files", "cachefile"},
     {"hashes"},
     {"read_back"},
     {"checkpoint", "methods", "guard"},
@@ -29,6 +29,7 @@ LAYERS = (
     {"quantised"},
     {"view", "changes", "ema"},
     {"models"},
+    {"library"},
     {"prediction", "resolve"},
     {"plan", "arrange", "factors", "builtin", "tensor_digests"},
     {"taken"},
@@ -45,7 +46,7 @@ LAYERS = (
     {"progress"},
     {"imports"},
     {"compose", "config"},
-    {"inspection"},
+    {"inspection", "listing"},
     {"catalogue"},
     {"jobs"},
     {"run", "sweep"},

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -251,6 +251,16 @@ def _components(index: Mapping[str, Any], folder: _Folder) -> Iterator[str]:
         if len(value) != 2 or not all(isinstance(v, str) and _IDENTIFIER.fullmatch(v) for v in value):
             raise folder.error(INDEX, f"{name}: expected [library, class], found {quote(json.dumps(value))}")
         yield name
+
+
+def is_model_folder(names: Collection[str]) -> bool:
+    """Whether a folder with files of these names is a pipeline, or a component of one by itself."""
+    return INDEX in names or (CONFIG in names and _files(names).suffix is not None)
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file is a part of a model, by its name."""
+    return _SHARD.fullmatch(name) is not None
 
 
 @dataclass
