@@ -62,7 +62,8 @@ class Outcome:
     """What was measured while the plan was executed.
 
     Attributes:
-        digests: SHA-256 of each weight file, as it was in memory.
+        data: SHA-256 of the data of each weight file, which begins after its header, as it was in memory.
+        digests: SHA-256 of each weight file; known when the output is complete.
         written: the pieces, with checksums to compare with what is read back.
         moved: by component, the sums of squares of (result − a) and of a; of factors, of what they lack of
             the change they stand for and of the change.
@@ -70,6 +71,7 @@ class Outcome:
         notes: what methods found unusual, and the keys where they did.
     """
 
+    data: list[str] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
     written: list[Written] = field(default_factory=list)
     moved: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -317,8 +319,8 @@ class _Engine:
                 self.ready.notify()
 
     def _hash(self) -> None:
-        """Hashes the pieces in file order, each weight file from its header on."""
-        hashers = [hashlib.sha256(file.header) for file in self.plan.layout.files]
+        """Hashes the pieces in file order; the headers can say what follows from it."""
+        hashers = [hashlib.sha256() for _ in self.plan.layout.files]
         for number in range(self.total):
             with self.ready:
                 while number not in self.finished and self.error is None:
@@ -329,7 +331,7 @@ class _Engine:
             hashers[self.plan.jobs[piece.job].file].update(data)
             self._release(piece, data)
         self.outcome.notes = {note: sorted(keys) for note, keys in sorted(self.measuring.notes.items())}
-        self.outcome.digests = [hasher.hexdigest() for hasher in hashers]
+        self.outcome.data = [hasher.hexdigest() for hasher in hashers]
         self.stopped.set()
 
     def _release(self, piece: Piece, data: memoryview) -> None:

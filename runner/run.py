@@ -125,7 +125,7 @@ def merge(plan: Plan, placement: Placement, settings: Settings, output_dir: Path
             identities = merge_identities(plan.resolved, digests.wait()) if plan.draws else {}
             outcome = execute(plan, placement, staging, advance, identities)
         with record.stage("sync"):
-            staging.sync()
+            outcome.digests = staging.complete(plan.layout, placement.threads)
         if settings.verify:
             with record.stage("verify"):
                 staging.verify(outcome.written, placement.threads)

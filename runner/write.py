@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from runner.checkpoint import Layout, OutputFile
+from runner.digests import hash_file
 from runner.errors import BusyError, InputError, MismatchError, OutputError, RunnerError, UsageError, quote
 from runner.files import PIECE_BYTES, open_regular, read_into
 
@@ -188,6 +189,49 @@ class Staging:
             except OSError as error:
                 raise _failed(self.target, error) from error
 
+    def complete(self, layout: Layout, threads: int) -> list[str]:
+        """Puts in what is known at the end alone, and brings every file to the disk.
+
+        Args:
+            layout: the planned one with its headers and texts as they are now: places and sizes of the
+                weight files are the same.
+            threads: how many files are hashed at a time.
+
+        Returns:
+            SHA-256 of each weight file, read back from its beginning: the header is the last to be known.
+
+        Raises:
+            OutputError: the device failed. That is final.
+        """
+        planned, self.layout = self.layout, layout
+        for number, (before, file) in enumerate(zip(planned.files, layout.files, strict=True)):
+            assert (before.name, before.nbytes) == (file.name, file.nbytes)
+            assert len(before.header) == len(file.header)
+            if before.header != file.header:
+                self._put(number, memoryview(file.header), 0)
+        try:
+            for name, text in layout.texts.items() if layout.folder else ():
+                if planned.texts.get(name) != text:
+                    self._write_text(name, text)
+        except OSError as error:
+            raise _failed(self.target, error) from error
+        stop = threading.Event()
+        with ThreadPoolExecutor(threads + 1, thread_name_prefix="complete") as pool:
+            try:
+                synced = pool.submit(self.sync)
+                sizes = [(number, file.nbytes) for number, file in enumerate(layout.files)]
+                digests = [pool.submit(self._hashed, number, size, stop) for number, size in sizes]
+                synced.result()
+                return [digest.result() for digest in digests]
+            except InputError as error:
+                raise MismatchError(f"read back: {error.message}. No output was written.") from error
+            finally:
+                stop.set()
+
+    def _hashed(self, file: int, size: int, stop: threading.Event) -> str:
+        name = self.layout.files[file].name or self.target.name
+        return hash_file(self._descriptors[file], size, name, stop)
+
     def sync(self) -> None:
         """Brings every file to the disk. An error here is final.
 
@@ -308,12 +352,7 @@ class Staging:
         try:
             if self.layout.folder:
                 for name, text in self.layout.texts.items():
-                    path = self.partial / name
-                    path.parent.mkdir(exist_ok=True)
-                    with path.open("wb") as stream:
-                        stream.write(text)
-                        stream.flush()
-                        os.fsync(stream.fileno())
+                    self._write_text(name, text)
             for file in self.layout.files:
                 path = self.path(file)
                 if self.layout.folder:
@@ -329,6 +368,14 @@ class Staging:
             raise _failed(self.target, error, self.layout.nbytes) from error
         for number, file in enumerate(self.layout.files):
             self._put(number, memoryview(file.header), 0)
+
+    def _write_text(self, name: str, text: bytes) -> None:
+        path = self.partial / name
+        path.parent.mkdir(exist_ok=True)
+        with path.open("wb") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
 
     def _open_locked(self) -> bool:
         """Opens and locks the partial; False if it vanished in between and must be tried again."""

@@ -131,7 +131,7 @@ def test_the_ground_floor_knows_nothing_above_it() -> None:
     assert ours("tensors") == ours("errors") == set()
     assert ours("files") == {"runner.errors"}
     assert ours("checkpoint") == {"runner.files", "runner.tensors"}
-    assert ours("write") == {"runner.checkpoint", "runner.errors", "runner.files"}
+    assert ours("write") == {"runner.checkpoint", "runner.digests", "runner.errors", "runner.files"}
 
 
 def test_nothing_is_imported_by_a_name_that_is_computed() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from runner.checkpoint import Layout, OutputFile
 from runner.errors import BusyError, MismatchError, OutputError, UsageError
-from runner.formats.safetensors import output_file
+from runner.formats.safetensors import filled, output_file
 from runner.tensors import TensorSpec
 from runner.write import Staging, Written, check_place, checksum, write_file
 
@@ -42,6 +44,36 @@ def data_offset(file: OutputFile) -> int:
 
 def fill(staging: Staging) -> list[Written]:
     return [staging.write(0, memoryview(bytearray(DATA)), data_offset(staging.layout.files[0]))]
+
+
+def described(text: str) -> Layout:
+    """The layouts with an entry in the header that is known at the end alone."""
+    return Layout("x.safetensors", folder=False, files=(output_file("", {"k": SPEC}, {"said": text}),))
+
+
+def test_what_is_known_at_the_end_alone_is_in_the_output_and_its_digest(tmp_path: Path) -> None:
+    planned = described("0" * 64)
+    final = filled(planned, {"said": "f" * 64})
+    with Staging(planned, tmp_path / "x.safetensors") as staging:
+        written = fill(staging)
+        digests = staging.complete(final, threads=2)
+        staging.verify(written, threads=2)
+        staging.publish()
+    content = (tmp_path / "x.safetensors").read_bytes()
+    assert content == described("f" * 64).files[0].header + DATA
+    assert digests == [hashlib.sha256(content).hexdigest()]
+
+
+def test_texts_that_are_known_at_the_end_alone_are_in_the_folder(tmp_path: Path) -> None:
+    planned = folder()
+    final = replace(planned, texts={**planned.texts, "README.md": b"digests"})
+    with Staging(planned, tmp_path / "x") as staging:
+        written = fill(staging)
+        staging.complete(final, threads=1)
+        staging.verify(written, threads=1)
+        staging.publish()
+    assert (tmp_path / "x" / "README.md").read_bytes() == b"digests"
+    assert (tmp_path / "x" / "model_index.json").read_bytes() == b"{}"
 
 
 def entries(path: Path) -> list[str]:
