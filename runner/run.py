@@ -125,12 +125,13 @@ def merge(plan: Plan, placement: Placement, settings: Settings, output_dir: Path
             identities = merge_identities(plan.resolved, digests.wait()) if plan.draws else {}
             outcome = execute(plan, placement, staging, advance, identities)
         with record.stage("sync"):
-            outcome.digests = staging.complete(plan.layout, placement.threads)
+            staging.sync()
         if settings.verify:
             with record.stage("verify"):
                 staging.verify(outcome.written, placement.threads)
         with record.stage("digest"):
             known = digests.wait()
+            outcome.digests = staging.digests(placement.threads)
         check_sources(plan.resolved, known)
         record.read(plan.resolved, known)
         record.written(plan, outcome)

@@ -189,19 +189,15 @@ class Staging:
             except OSError as error:
                 raise _failed(self.target, error) from error
 
-    def complete(self, layout: Layout, threads: int) -> list[str]:
-        """Puts in what is known at the end alone, and brings every file to the disk.
+    def fill(self, layout: Layout) -> None:
+        """Puts in what headers and texts say that is known at the end alone.
 
         Args:
             layout: the planned one with its headers and texts as they are now: places and sizes of the
                 weight files are the same.
-            threads: how many files are hashed at a time.
-
-        Returns:
-            SHA-256 of each weight file, read back from its beginning: the header is the last to be known.
 
         Raises:
-            OutputError: the device failed. That is final.
+            OutputError: the device refused.
         """
         planned, self.layout = self.layout, layout
         for number, (before, file) in enumerate(zip(planned.files, layout.files, strict=True)):
@@ -215,22 +211,26 @@ class Staging:
                     self._write_text(name, text)
         except OSError as error:
             raise _failed(self.target, error) from error
+
+    def digests(self, threads: int) -> list[str]:
+        """SHA-256 of each weight file, read back: it begins with the header, which is known last.
+
+        Raises:
+            MismatchError: a file ends early.
+        """
         stop = threading.Event()
-        with ThreadPoolExecutor(threads + 1, thread_name_prefix="complete") as pool:
+        files = range(len(self.layout.files))
+        with ThreadPoolExecutor(threads, thread_name_prefix="digest-output") as pool:
             try:
-                synced = pool.submit(self.sync)
-                sizes = [(number, file.nbytes) for number, file in enumerate(layout.files)]
-                digests = [pool.submit(self._hashed, number, size, stop) for number, size in sizes]
-                synced.result()
-                return [digest.result() for digest in digests]
+                return list(pool.map(lambda file: self._hashed(file, stop), files))
             except InputError as error:
                 raise MismatchError(f"read back: {error.message}. No output was written.") from error
             finally:
                 stop.set()
 
-    def _hashed(self, file: int, size: int, stop: threading.Event) -> str:
-        name = self.layout.files[file].name or self.target.name
-        return hash_file(self._descriptors[file], size, name, stop)
+    def _hashed(self, number: int, stop: threading.Event) -> str:
+        file = self.layout.files[number]
+        return hash_file(self._descriptors[number], file.nbytes, file.name or self.target.name, stop)
 
     def sync(self) -> None:
         """Brings every file to the disk. An error here is final.

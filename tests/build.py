@@ -88,7 +88,8 @@ def merge(
         identities = merge_identities(plan.resolved, digests.wait())
     with Staging(plan.layout, target) as staging:
         outcome = execute(plan, placement, staging, lambda count: None, identities)
-        outcome.digests = staging.complete(plan.layout, threads)
+        staging.sync()
+        outcome.digests = staging.digests(threads)
         staging.verify(outcome.written, threads)
         staging.publish()
     return target, outcome

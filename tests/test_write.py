@@ -56,7 +56,8 @@ def test_what_is_known_at_the_end_alone_is_in_the_output_and_its_digest(tmp_path
     final = filled(planned, {"said": "f" * 64})
     with Staging(planned, tmp_path / "x.safetensors") as staging:
         written = fill(staging)
-        digests = staging.complete(final, threads=2)
+        staging.fill(final)
+        digests = staging.digests(threads=2)
         staging.verify(written, threads=2)
         staging.publish()
     content = (tmp_path / "x.safetensors").read_bytes()
@@ -69,7 +70,7 @@ def test_texts_that_are_known_at_the_end_alone_are_in_the_folder(tmp_path: Path)
     final = replace(planned, texts={**planned.texts, "README.md": b"digests"})
     with Staging(planned, tmp_path / "x") as staging:
         written = fill(staging)
-        staging.complete(final, threads=1)
+        staging.fill(final)
         staging.verify(written, threads=1)
         staging.publish()
     assert (tmp_path / "x" / "README.md").read_bytes() == b"digests"
