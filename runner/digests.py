@@ -20,6 +20,7 @@ from runner.files import Identity, InputFile, read_into
 HASH_PIECE_BYTES = 4 << 20  # large: between pieces a thread waits for the interpreter, busy importing torch
 SWITCH_SECONDS = 0.001  # hashing threads then wait less for the one that imports torch
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_V1_OFFSET, _V1_BYTES = 0x100000, 0x10000
 RACY_SECONDS = 2.0  # a file written within this time before hashing could change again unnoticed
 
 
@@ -127,6 +128,18 @@ def model_digest(checkpoint: Checkpoint, digests: Mapping[InputFile, str]) -> st
     return folder_digest(
         [(digests[file], file.path.relative_to(checkpoint.root).as_posix()) for file in checkpoint.files]
     )
+
+
+def auto_v1(file: InputFile) -> str:
+    """A1111's legacy hash: the first 8 digits of SHA-256 over 64 KiB from 1 MiB on."""
+    descriptor = file.open()
+    try:
+        begin = min(_V1_OFFSET, file.identity.size)
+        content = bytearray(min(_V1_BYTES, file.identity.size - begin))
+        read_into(descriptor, memoryview(content), begin, file.label)
+    finally:
+        os.close(descriptor)
+    return hashlib.sha256(content).hexdigest()[:8]
 
 
 def folder_digest(files: Sequence[tuple[str, str]]) -> str:

@@ -19,17 +19,18 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner import __version__
+from runner.canonical import canonical_json, canonical_recipe, canonical_source, recipe_digest
 from runner.digests import folder_digest, model_digest
 from runner.errors import KeyPath
 from runner.files import InputFile
-from runner.recipe import MAX_TEXT_BYTES, Merge, Policies, Recipe, Source
 from runner.resolve import BoundMerge, Resolved
+from runner.stated import clean_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,71 +44,6 @@ SCHEMA = 1
 PACKAGES = ("torch", "safetensors", "diffusers", "transformers", "accelerate", "hydra-core", "omegaconf")
 _RESOLUTION = re.compile(r"\d{1,5}x\d{1,5}", re.ASCII)
 _FROM_PRIMARY = ("author", "license", "description", "usage_hint", "trigger_phrase")
-
-
-def canonical_json(value: Any) -> str:
-    """JSON that is equal for equal values: sorted, compact, UTF-8, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def canonical_recipe(recipe: Recipe) -> dict[str, Any]:
-    """What of a recipe decides the bytes, with names of files but no folders."""
-    output = {
-        "name": recipe.output.name,
-        "format": recipe.output.format,
-        "dtype": dict(recipe.output.dtype),
-        "max_shard_bytes": recipe.output.max_shard_bytes,
-        "config": _canonical_source(recipe.output.config) if recipe.output.config else None,
-    }
-    components = {name: _canonical_source(source) for name, source in recipe.components.items()}
-    texts = {"description": recipe.description, "author": recipe.author, "license": recipe.license}
-    return {
-        **_canonical_merge(recipe.merge),
-        **({"components": components} if components else {}),
-        "compute_dtype": recipe.compute_dtype,
-        "output": {name: value for name, value in output.items() if value},
-        **{name: text for name, text in texts.items() if text},
-    }
-
-
-def _canonical_merge(merge: Merge) -> dict[str, Any]:
-    defaults = asdict(Policies())
-    policies = {name: value for name, value in asdict(merge.policies).items() if value != defaults[name]}
-    # Lists, since the order of models and of selectors can decide bytes, and JSON objects have none.
-    models = [
-        {"role": role, **(_canonical_source(model) if isinstance(model, Source) else _canonical_merge(model))}
-        for role, model in merge.models.items()
-    ]
-    parameters = {name: _ordered(value) for name, value in merge.parameters.items()}
-    result: dict[str, Any] = {"method": merge.method, "models": models, **policies, **parameters}
-    if merge.compat:
-        result["compat"] = merge.compat
-    if merge.seed:
-        result["seed"] = merge.seed
-    return result
-
-
-def _ordered(value: Any) -> Any:
-    """A parameter's value with mappings as lists of pairs and numbers as floats."""
-    if isinstance(value, Mapping):
-        return [[str(name), _ordered(part)] for name, part in value.items()]
-    if isinstance(value, list):
-        return [_ordered(part) for part in value]
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _canonical_source(source: Source) -> dict[str, str]:
-    named = source.name.startswith(("demo:", "hf:"))
-    name = source.name if named else PurePath(source.name).name
-    result = {"source": name}
-    if source.variant:
-        result["variant"] = source.variant
-    return result
-
-
-def recipe_digest(recipe: Recipe) -> str:
-    """SHA-256 of the canonical recipe."""
-    return hashlib.sha256(canonical_json(canonical_recipe(recipe)).encode()).hexdigest()
 
 
 def header_metadata(resolved: Resolved) -> dict[str, str]:
@@ -135,12 +71,11 @@ def header_metadata(resolved: Resolved) -> dict[str, str]:
         "title": recipe.output.name,
         "resolution": resolution if _RESOLUTION.fullmatch(resolution) else primary.architecture.resolution,
         "merged_from": ", ".join(
-            dict.fromkeys(_canonical_source(model.sources[0])["source"] for model in resolved.models)
+            dict.fromkeys(canonical_source(model.sources[0])["source"] for model in resolved.models)
         ),
     }
     for name in _FROM_PRIMARY:
-        text = getattr(recipe, name, "") or theirs.get(f"modelspec.{name}", "")
-        if text and len(text.encode()) <= MAX_TEXT_BYTES:
+        if text := getattr(recipe, name, "") or clean_text(theirs.get(f"modelspec.{name}")):
             spec[name] = text
     return {**metadata, **{f"modelspec.{name}": text for name, text in spec.items()}}
 
@@ -228,7 +163,7 @@ class RunRecord:
         """Notes the inputs by their digests."""
         self.deterministic["inputs"] = [
             {
-                **_canonical_source(model.sources[0]),
+                **canonical_source(model.sources[0]),
                 "roles": roles_of(resolved, number),
                 "format": model.checkpoint.format,
                 "architecture": model.architecture.name if model.architecture else None,

@@ -13,11 +13,11 @@ from torch import Tensor
 from runner.digests import InputDigests
 from runner.errors import KeyPath, Location
 from runner.execute import Outcome, execute
+from runner.origins import layout_with_origins, plan_with_origins
 from runner.place import Devices, place
 from runner.plan import Plan
-from runner.planner import make_plan
 from runner.recipe import parse_recipe
-from runner.record import header_metadata, merge_identities
+from runner.record import merge_identities
 from runner.resolve import Resolved, resolve
 from runner.write import Staging, check_place
 
@@ -66,7 +66,7 @@ def resolved(tree: Mapping[str, Any], models_dir: Path, cache: Path | None = Non
 def planned(tree: Mapping[str, Any], models_dir: Path, cache: Path | None = None) -> Plan:
     """A recipe, planned."""
     bound = resolved(tree, models_dir, cache)
-    return make_plan(bound, header_metadata(bound))
+    return plan_with_origins(bound)
 
 
 def merge(
@@ -85,9 +85,12 @@ def merge(
     placement = place(plan, Devices(("cpu",)), host_budget, threads, tile_elements)
     target = check_place(plan.layout, out, set())
     with InputDigests(plan.resolved.files, None, threads) as digests:
-        identities = merge_identities(plan.resolved, digests.wait())
+        known = digests.wait()
+        identities = merge_identities(plan.resolved, known)
     with Staging(plan.layout, target) as staging:
         outcome = execute(plan, placement, staging, lambda count: None, identities)
+        layout, _ = layout_with_origins(plan, known)
+        staging.fill(layout)
         staging.sync()
         outcome.digests = staging.digests(threads)
         staging.verify(outcome.written, threads)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from runner.canonical import canonical_json, canonical_recipe, recipe_digest
 from runner.compose import ComposedRecipe
 from runner.config import Job, Settings
 from runner.errors import IncompatibleError, MismatchError, NumericError, RecipeError
@@ -18,7 +19,7 @@ from runner.files import look
 from runner.formats.safetensors import read_header
 from runner.place import Devices
 from runner.recipe import parse_recipe
-from runner.record import canonical_json, canonical_recipe, recipe_digest, relative
+from runner.record import relative
 from runner.run import run
 from tests.build import here, write_models
 

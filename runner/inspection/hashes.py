@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runner.checkpoint import Checkpoint
-from runner.digests import HASH_PIECE_BYTES, InputDigests, model_digest, remembered
+from runner.digests import HASH_PIECE_BYTES, InputDigests, auto_v1, model_digest, remembered
 from runner.files import InputFile, read_into
-
-_V1_OFFSET, _V1_BYTES = 0x100000, 0x10000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +34,7 @@ class Hashes:
 def known_hashes(checkpoint: Checkpoint, memory: Path | None) -> dict[InputFile, Hashes]:
     """What is known of the files without reading them: digests of earlier runs, and 64 KiB."""
     known = remembered(checkpoint.files, memory)
-    return {file: Hashes(known.get(file), _auto_v1(file)) for file in checkpoint.files}
+    return {file: Hashes(known.get(file), auto_v1(file)) for file in checkpoint.files}
 
 
 def computed_hashes(
@@ -56,24 +54,13 @@ def computed_hashes(
     with InputDigests(checkpoint.files, memory, threads) as digests:
         data = {file: _data(file, advance) for file in checkpoint.files}
         sha256 = digests.wait()
-        return {file: Hashes(sha256[file], _auto_v1(file), data[file]) for file in checkpoint.files}
+        return {file: Hashes(sha256[file], auto_v1(file), data[file]) for file in checkpoint.files}
 
 
 def whole_digest(checkpoint: Checkpoint, hashes: Mapping[InputFile, Hashes]) -> str | None:
     """The digest of the model, as recipes state it; None unless all of its files' are known."""
     known = {file: found.sha256 for file, found in hashes.items() if found.sha256}
     return model_digest(checkpoint, known) if len(known) == len(checkpoint.files) else None
-
-
-def _auto_v1(file: InputFile) -> str:
-    descriptor = file.open()
-    try:
-        begin = min(_V1_OFFSET, file.identity.size)
-        content = bytearray(min(_V1_BYTES, file.identity.size - begin))
-        read_into(descriptor, memoryview(content), begin, file.label)
-    finally:
-        os.close(descriptor)
-    return hashlib.sha256(content).hexdigest()[:8]
 
 
 def _data(file: InputFile, advance: Callable[[int], None]) -> str | None:
