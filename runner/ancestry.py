@@ -102,9 +102,9 @@ def header_entries(ancestry: Ancestry, digests: Mapping[InputFile, str] | None =
 
 
 def input_digests(resolved: Resolved, digests: Mapping[InputFile, str] | None) -> list[str]:
-    """The digest of each model; numbers of the same length if they are not known yet."""
+    """The digest of each model; if they are not known yet, texts of that length that no ancestor has."""
     if digests is None:
-        return [f"{number:064d}" for number in range(len(resolved.models))]
+        return [f"{number:x>64}" for number in range(len(resolved.models))]
     return [model_digest(model.checkpoint, digests) for model in resolved.models]
 
 

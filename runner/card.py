@@ -79,7 +79,8 @@ def _front_matter(plan: Plan, models: Sequence[Mapping[str, Any]], licence: str)
     if _IDENTIFIER.fullmatch(licence):
         lines.append(f"license: {json.dumps(licence)}")
     elif licence:
-        lines += ["license: other", f"license_name: {json.dumps(' '.join(licence.split())[:200])}"]
+        slug = "-".join(re.findall(r"[a-z0-9.]+", licence.lower()))[:60]
+        lines += ["license: other", f"license_name: {json.dumps(slug or 'unnamed')}"]
     bases = dict.fromkeys(match[1] for one in models if (match := _HUB.match(one["name"])))
     if bases:
         lines += ["base_model:", *(f"  - {json.dumps(base)}" for base in bases), "base_model_relation: merge"]
