@@ -136,6 +136,11 @@ def licence_of(model: Model) -> str:
     return clean_text(model.checkpoint.metadata.get("modelspec.license"))
 
 
+def result_license(resolved: Resolved) -> str:
+    """The licence of the result: the recipe's, else that of the first model; "" if neither has one."""
+    return resolved.recipe.license or licence_of(resolved.primary)
+
+
 def _licences(resolved: Resolved) -> list[str]:
     """The warning that the inputs do not all have the same licence, if they have not."""
     said: dict[str, list[str]] = {}
@@ -145,7 +150,7 @@ def _licences(resolved: Resolved) -> list[str]:
     if len(said) < 2:
         return []
     each = "; ".join(f"{quote(licence)} ({', '.join(labels)})" for licence, labels in said.items())
-    result = resolved.recipe.license or licence_of(resolved.primary)
+    result = result_license(resolved)
     who = "the recipe says" if resolved.recipe.license else "the result says, as the first model,"
     return [f"the licences of the inputs differ: {each}; {who} {quote(result) if result else 'none'}"]
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from runner.ancestry import Ancestry, inputs
+from runner.ancestry import Ancestry, inputs, result_license
 from runner.canonical import canonical_json, canonical_recipe
 from runner.errors import InputError, escape
 from runner.family import family_tree
@@ -38,11 +38,10 @@ def card(ancestry: Ancestry, plan: Plan, digests: list[str], entries: Mapping[st
     """
     recipe = plan.resolved.recipe
     models = inputs(ancestry.resolved, digests)
-    licence = recipe.license or next((one["license"] for one in models[:1] if "license" in one), "")
     yaml = _recipe(plan, models)
     sections = [
-        _front_matter(plan, models, licence),
-        f"# {inline(recipe.output.name)}",
+        _front_matter(plan, models, result_license(plan.resolved)),
+        f"# {inline(recipe.output.name, 200)}",
         inline(recipe.description, 4096) if recipe.description else "",
         f"A merge of {len(models)} models by `{plan.resolved.merge.method.label}`, made with `runner`.",
         "## Models",
