@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from runner.canonical import canonical_json, canonical_recipe, canonical_source
-from runner.digests import auto_v1, model_digest
+from runner.digests import legacy_hash, model_digest
 from runner.errors import counted, escape, quote
 from runner.family import LOST
 from runner.files import InputFile
 from runner.models import Model
+from runner.provenance import roles_of
 from runner.recipe import Source
-from runner.record import roles_of
 from runner.resolve import Resolved
 from runner.stated import RUNNER, Ancestor, Descent, Record, clean_text, descent, links
 
@@ -161,7 +161,7 @@ def _ancestor(model: Model, record: Record | None, read: bool) -> Ancestor:
     folder = model.checkpoint.format == "diffusers" or len(model.checkpoint.files) > 1
     legacy = None if folder else "0" * 8
     if legacy and read:
-        legacy = auto_v1(model.checkpoint.files[0])
+        legacy = legacy_hash(model.checkpoint.files[0])
     return Ancestor(name, legacy, licence_of(model), "diffusers" if folder else "", record)
 
 

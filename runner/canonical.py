@@ -65,7 +65,7 @@ def _ordered(value: Any) -> Any:
 
 
 def canonical_source(source: Source) -> dict[str, str]:
-    """A source by the name of its file, or by what stands for it, without its folder."""
+    """How a source is named wherever it lies: by its file or folder alone, and its variant."""
     named = source.name.startswith(("demo:", "hf:"))
     name = source.alias or (source.name if named else PurePath(source.name).name)
     result = {"source": name}

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from runner.checkpoint import Checkpoint
 from runner.files import Identity, InputFile, read_into
+from runner.hashes import auto_v1
 
 HASH_PIECE_BYTES = 4 << 20  # large: between pieces a thread waits for the interpreter, busy importing torch
 SWITCH_SECONDS = 0.001  # hashing threads then wait less for the one that imports torch
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_V1_OFFSET, _V1_BYTES = 0x100000, 0x10000
 RACY_SECONDS = 2.0  # a file written within this time before hashing could change again unnoticed
 
 
@@ -130,16 +130,17 @@ def model_digest(checkpoint: Checkpoint, digests: Mapping[InputFile, str]) -> st
     )
 
 
-def auto_v1(file: InputFile) -> str:
-    """A1111's legacy hash: the first 8 digits of SHA-256 over 64 KiB from 1 MiB on."""
+def legacy_hash(file: InputFile) -> str:
+    """A1111's legacy hash (AutoV1) of a file.
+
+    Raises:
+        InputError: it changed, or ends early.
+    """
     descriptor = file.open()
     try:
-        begin = min(_V1_OFFSET, file.identity.size)
-        content = bytearray(min(_V1_BYTES, file.identity.size - begin))
-        read_into(descriptor, memoryview(content), begin, file.label)
+        return auto_v1(descriptor, file.identity.size, file.label)
     finally:
         os.close(descriptor)
-    return hashlib.sha256(content).hexdigest()[:8]
 
 
 def folder_digest(files: Sequence[tuple[str, str]]) -> str:

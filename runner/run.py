@@ -21,8 +21,9 @@ from runner.origins import layout_with_origins, plan_with_origins
 from runner.place import Placement, place
 from runner.plan import Plan
 from runner.progress import progress, say
+from runner.provenance import merge_identities
 from runner.recipe import parse_recipe
-from runner.record import RunRecord, merge_identities
+from runner.record import RunRecord
 from runner.resolve import Resolved, resolve
 from runner.statement import statement_of
 from runner.write import Staging, check_place, free_bytes, write_file
@@ -62,7 +63,7 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
     Raises:
         RunnerError: whatever is wrong; run.json then tells of it too.
     """
-    record = RunRecord([(file.name, file.sha256) for file in recipe.files], recipe.overrides)
+    record = RunRecord(recipe.files, recipe.overrides, folder / "run.log")
     output_dir = settings.output_dir or folder
     path = None
     try:
@@ -117,12 +118,14 @@ class Made:
         card: for people; part of a folder.
         inputs: digests of the weight files.
         outputs: digests of the model's weight files.
+        sidecar: the digests of its tensors.
     """
 
     layout: Layout
     card: bytes
     inputs: Mapping[InputFile, str]
     outputs: Sequence[str]
+    sidecar: bytes
 
 
 def merge(
@@ -156,19 +159,17 @@ def merge(
             layout, card = layout_with_origins(plan, known)
             staging.fill(layout)
         with record.stage("sync"):
+            staging.stamp(outcome.contents)
             staging.sync()
-        if settings.verify:
-            with record.stage("verify"):
-                staging.verify(outcome.written, placement.threads)
-        with record.stage("digest output"):
-            outcome.digests = staging.digests(placement.threads)
+        with record.stage("verify" if settings.verify else "hash"):
+            hashes = staging.read_back(outcome.written, placement.threads)
         record.read(plan.resolved, known)
-        record.written(replace(plan, layout=layout), outcome)
+        sidecar = record.written(replace(plan, layout=layout), outcome, hashes)
         if plan.keeps_primary and not any(difference for difference, _ in outcome.moved.values()):
             record.warn(f"the result equals {quote(plan.resolved.primary.checkpoint.label)}: nothing moved")
         with record.stage("publish"):
-            staging.publish()
-    return target, Made(layout, card, known, outcome.digests)
+            staging.publish(sidecar)
+    return target, Made(layout, card, known, [str(one.sha256) for one in hashes], sidecar)
 
 
 def _write_beside(folder: Path, plan: Plan, made: Made, record: RunRecord, text: bytes) -> None:
@@ -179,7 +180,9 @@ def _write_beside(folder: Path, plan: Plan, made: Made, record: RunRecord, text:
     """
     if not made.layout.folder:
         write_file(folder / CARD, made.card)
-    statement = statement_of(plan.resolved, made.layout, made.outputs, made.inputs, record, text)
+    statement = statement_of(
+        plan.resolved, made.layout, made.outputs, made.inputs, record, text, made.sidecar
+    )
     write_file(folder / f"{made.layout.name}.intoto.json", statement)
 
 

@@ -15,10 +15,11 @@ from typing import Any
 
 from runner import __version__
 from runner.canonical import canonical_recipe, canonical_source
-from runner.checkpoint import Layout
+from runner.checkpoint import SIDECAR, Layout
 from runner.digests import model_digest
 from runner.files import InputFile
-from runner.record import RunRecord, roles_of
+from runner.provenance import roles_of
+from runner.record import RunRecord
 from runner.resolve import Resolved
 
 STATEMENT = "https://in-toto.io/Statement/v1"
@@ -35,6 +36,7 @@ def statement_of(
     inputs: Mapping[InputFile, str],
     record: RunRecord,
     record_text: bytes,
+    sidecar: bytes,
 ) -> bytes:
     """The statement as JSON.
 
@@ -45,6 +47,7 @@ def statement_of(
         inputs: SHA-256 of the weight files of the models.
         record: of the run.
         record_text: run.json, as it was written.
+        sidecar: the digests of the tensors, as they were written.
     """
     build = {
         "buildType": BUILD_TYPE,
@@ -58,7 +61,10 @@ def statement_of(
             "startedOn": record.run["started"],
             "finishedOn": record.run["finished"],
         },
-        "byproducts": [{"name": "run.json", "digest": {"sha256": hashlib.sha256(record_text).hexdigest()}}],
+        "byproducts": [
+            {"name": name, "digest": {"sha256": hashlib.sha256(text).hexdigest()}}
+            for name, text in ((layout.name + SIDECAR, sidecar), ("run.json", record_text))
+        ],
     }
     content = {
         "_type": STATEMENT,
@@ -95,5 +101,5 @@ def _models(resolved: Resolved, inputs: Mapping[InputFile, str]) -> Iterator[dic
 
 
 def _recipes(record: RunRecord) -> Iterator[dict[str, Any]]:
-    for name, digest in record.recipe_files:
-        yield {"name": f"recipe:{name}", "digest": {"sha256": digest}}
+    for file in record.recipe_files:
+        yield {"name": f"recipe:{file.name}", "digest": {"sha256": file.sha256}}

@@ -16,8 +16,8 @@ from runner.execute import Outcome, execute
 from runner.origins import layout_with_origins, plan_with_origins
 from runner.place import Devices, place
 from runner.plan import Plan
+from runner.provenance import merge_identities
 from runner.recipe import parse_recipe
-from runner.record import merge_identities
 from runner.resolve import Resolved, resolve
 from runner.write import Staging, check_place
 
@@ -51,6 +51,12 @@ def write_models(
     for name, tensors in written.items():
         save_file(tensors, folder / f"{name}.safetensors", {"format": "pt"})
     return written
+
+
+def data_of(path: Path) -> bytes:
+    """What stands behind the header of a safetensors file."""
+    content = path.read_bytes()
+    return content[8 + int.from_bytes(content[:8], "little") :]
 
 
 def here(path: KeyPath) -> Location:
@@ -91,9 +97,9 @@ def merge(
         outcome = execute(plan, placement, staging, lambda count: None, identities)
         layout, _ = layout_with_origins(plan, known)
         staging.fill(layout)
+        staging.stamp(outcome.contents)
         staging.sync()
-        outcome.digests = staging.digests(threads)
-        staging.verify(outcome.written, threads)
+        staging.read_back(outcome.written, threads)
         staging.publish()
     return target, outcome
 

@@ -16,6 +16,8 @@ ROOT = Path(runner.__file__).parent
 LAYERS = (
     {"tensors", "errors", "tables"},
     {"files"},
+    {"hashes"},
+    {"read_back"},
     {"checkpoint", "methods", "guard"},
     {"formats", "architectures", "digests", "demo_configs", "demo_shapes"},
     {"lora"},
@@ -30,7 +32,7 @@ LAYERS = (
     {"view", "changes"},
     {"models"},
     {"resolve"},
-    {"plan", "arrange", "factors"},
+    {"plan", "arrange", "factors", "tensor_digests"},
     {"taken"},
     {"planner"},
     {"place"},
@@ -39,6 +41,7 @@ LAYERS = (
     {"compute"},
     {"measure", "distance"},
     {"execute"},
+    {"provenance", "machine", "masking", "repository"},
     {"record"},
     {"describe", "ancestry"},
     {"progress"},
@@ -136,7 +139,8 @@ def test_the_ground_floor_knows_nothing_above_it() -> None:
     assert ours("tensors") == ours("errors") == set()
     assert ours("files") == {"runner.errors"}
     assert ours("checkpoint") == {"runner.files", "runner.tensors"}
-    assert ours("write") == {"runner.checkpoint", "runner.digests", "runner.errors", "runner.files"}
+    below = ("checkpoint", "errors", "files", "hashes", "read_back")
+    assert ours("write") == {f"runner.{name}" for name in below}
 
 
 def test_nothing_is_imported_by_a_name_that_is_computed() -> None:

@@ -69,7 +69,10 @@ def test_it_names_the_output_the_inputs_and_the_record_by_their_digests(models: 
     ]
     assert build["externalParameters"] == {"recipe": record(folder)["deterministic"]["recipe"]}
     details = found["predicate"]["runDetails"]
-    assert details["byproducts"] == [{"name": "run.json", "digest": {"sha256": digest(folder / "run.json")}}]
+    assert details["byproducts"] == [
+        {"name": name, "digest": {"sha256": digest(folder / name)}}
+        for name in ("mix.safetensors.tensors.json", "run.json")
+    ]
     assert details["metadata"]["invocationId"] == record(folder)["run"]["id"]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ class DiffusersFolder:
                 described = len(files) if says_all else described
                 file = output_file(f"{component}/{file_name}", part, metadata if says_all else {})
                 tensors = {f"{component}/{inner}": place for inner, place in file.tensors.items()}
-                files.append(OutputFile(file.name, file.header, tensors, file.nbytes))
+                files.append(replace(file, tensors=tensors))
             if len(parts) > 1:
                 texts[f"{component}/{stem}.safetensors.index.json"] = _shard_index(names, parts)
         return Layout(
