@@ -160,6 +160,29 @@ class Staging:
         except OSError as error:
             raise _failed(self.target, error) from error
 
+    def fill(self, layout: Layout) -> None:
+        """Puts in what headers and texts say that is known at the end alone; before the headers are stamped.
+
+        Args:
+            layout: the planned one with its headers and texts as they are now: places and sizes of the
+                weight files are the same.
+
+        Raises:
+            OutputError: the device refused.
+        """
+        planned, self.layout = self.layout, layout
+        for number, (before, file) in enumerate(zip(planned.files, layout.files, strict=True)):
+            assert (before.name, before.nbytes) == (file.name, file.nbytes)
+            assert len(before.header) == len(file.header)
+            if before.header != file.header:
+                self._put(number, memoryview(file.header), 0)
+        try:
+            for name, text in layout.texts.items() if layout.folder else ():
+                if planned.texts.get(name) != text:
+                    self._write_text(name, text)
+        except OSError as error:
+            raise _failed(self.target, error) from error
+
     def stamp(self, contents: Sequence[str]) -> None:
         """Writes the digest of each weight file's data into its header, where zeros kept its place.
 
@@ -247,12 +270,7 @@ class Staging:
         try:
             if self.layout.folder:
                 for name, text in self.layout.texts.items():
-                    path = self.partial / name
-                    path.parent.mkdir(exist_ok=True)
-                    with path.open("wb") as stream:
-                        stream.write(text)
-                        stream.flush()
-                        os.fsync(stream.fileno())
+                    self._write_text(name, text)
             for file in self.layout.files:
                 path = self.path(file)
                 if self.layout.folder:
@@ -268,6 +286,14 @@ class Staging:
             raise _failed(self.target, error, self.layout.nbytes) from error
         for number, file in enumerate(self.layout.files):
             self._put(number, memoryview(file.header), 0)
+
+    def _write_text(self, name: str, text: bytes) -> None:
+        path = self.partial / name
+        path.parent.mkdir(exist_ok=True)
+        with path.open("wb") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
 
     def _open_locked(self) -> bool:
         """Opens and locks the partial; False if it vanished in between and must be tried again."""
