@@ -11,6 +11,7 @@ from runner.errors import KeyPath, Location, Problems, nearest, quote
 from runner.tensors import OUTPUT_DTYPES
 
 COMPUTE_DTYPES = ("float32", "float64")
+PREDICTION_TYPES = ("epsilon", "v_prediction")
 MAX_SEED = 2**64 - 1
 MAX_TEXT_BYTES = 4096  # of a text in the header of a model
 MAX_SIZE = 2**63  # bytes; no file system holds more
@@ -19,7 +20,15 @@ IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]i?)?B?", re.ASCII)
 
-_RECIPE_KEYS = ("components", "output", "compute_dtype", "description", "author", "license")
+_RECIPE_KEYS = (
+    "components",
+    "output",
+    "compute_dtype",
+    "prediction_type",
+    "description",
+    "author",
+    "license",
+)
 _POLICY_KEYS = ("force", "missing", "extra", "shapes", "integers", "ema", "nonfinite", "extrapolate")
 _MERGE_KEYS = ("method", "models", "compat", "seed", *_POLICY_KEYS)
 _OUTPUT_KEYS = ("name", "format", "dtype", "max_shard_size", "config")
@@ -143,6 +152,7 @@ class Recipe:
         compute_dtype: what the arithmetic is done in.
         description, author, license: for the header of the result.
         components: that the result takes whole from a source of their own, component → source.
+        prediction_type: what the result predicts, "epsilon" or "v_prediction"; None: what its models do.
     """
 
     name: str
@@ -153,6 +163,7 @@ class Recipe:
     author: str = ""
     license: str = ""
     components: Mapping[str, Source] = field(default_factory=dict)
+    prediction_type: str | None = None
 
     def sources(self) -> Iterator[Source]:
         """Every source: those of the merge, then those of components."""
@@ -194,9 +205,11 @@ class _Parser:
     def __init__(self, problems: Problems) -> None:
         self.problems = problems
         self.compute_dtype = "float32"
+        self.prediction_type: str | None = None
 
     def recipe(self, name: str, tree: Mapping[str, Any]) -> Recipe:
         self.compute_dtype = self.word(tree, "compute_dtype", (), COMPUTE_DTYPES) or "float32"
+        self.prediction_type = self.word(tree, "prediction_type", (), PREDICTION_TYPES)
         merge = self.merge(tree, (), Policies(), seed=0)
         components = self.components(tree.get("components"))
         output = self.output(tree.get("output", {}), name)
@@ -207,13 +220,23 @@ class _Parser:
                     (key,), f"{len(text.encode())} bytes; a header holds at most {MAX_TEXT_BYTES}"
                 )
         self.problems.raise_if_any()
-        return Recipe(name, merge, output, self.compute_dtype, **texts, components=components)
+        return Recipe(
+            name,
+            merge,
+            output,
+            self.compute_dtype,
+            **texts,
+            components=components,
+            prediction_type=self.prediction_type,
+        )
 
     def merge(self, tree: Mapping[str, Any], path: KeyPath, policies: Policies, seed: int) -> Merge:
         if path and tree.get("compute_dtype", self.compute_dtype) != self.compute_dtype:
             self.problems.add(
                 (*path, "compute_dtype"), "is said at the top of the recipe, for all its merges"
             )
+        if path and tree.get("prediction_type") not in (None, self.prediction_type):
+            self.problems.add((*path, "prediction_type"), "is said at the top of the recipe, of its result")
         if path and tree.get("components"):
             self.problems.add((*path, "components"), "are given at the top of the recipe, for its result")
         method = tree.get("method")

@@ -65,6 +65,7 @@ def canonical_recipe(recipe: Recipe) -> dict[str, Any]:
         **_canonical_merge(recipe.merge),
         **({"components": components} if components else {}),
         "compute_dtype": recipe.compute_dtype,
+        **({"prediction_type": recipe.prediction_type} if recipe.prediction_type else {}),
         "output": {name: value for name, value in output.items() if value},
         **{name: text for name, text in texts.items() if text},
     }
@@ -210,6 +211,7 @@ class RunRecord:
             "determinism": plan.determinism,
             "dropped": {reason: list(keys) for reason, keys in plan.dropped.items()},
             "deviations": {reason: list(keys) for reason, keys in plan.deviations.items()},
+            "predicts": plan.prediction.title if plan.prediction else None,
         }
         self.run["placement"] = {
             "jobs": {str(device): count for device, count in placement.jobs_by_device.items()},

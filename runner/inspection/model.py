@@ -15,7 +15,7 @@ from runner.formats import FORMATS
 from runner.inspection.adapters import adapter_lines
 from runner.inspection.hashes import Hashes, whole_digest
 from runner.inspection.metadata import claimed_hashes
-from runner.inspection.prediction import predictions, summary
+from runner.prediction import predictions, summary
 from runner.resolve import Model
 from runner.tables import size, table
 from runner.tensors import TensorSpec
