@@ -15,7 +15,9 @@ from runner.architectures.layouts import canonical
 from runner.changes import Change
 from runner.checkpoint import Checkpoint
 from runner.errors import IncompatibleError, quote
+from runner.files import InputFile
 from runner.formats import FORMATS
+from runner.formats.diffusers import CONFIG
 from runner.lora.summary import detect_lora
 from runner.quantised import quantised
 from runner.recipe import Source
@@ -175,6 +177,11 @@ def component_model(
             hint="names are tried as single files and folders have them, with and without their prefix",
         )
     return best
+
+
+def component_config(component: str, checkpoint: Checkpoint) -> InputFile | None:
+    """The config of a component in a pipeline's folder, or in that of the component alone."""
+    return checkpoint.others.get(f"{component}/{CONFIG}") or checkpoint.others.get(CONFIG)
 
 
 def is_known(architecture: Architecture | None, key: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,16 @@ from runner.architectures.layouts import single_file_name
 from runner.changes import changes_of
 from runner.checkpoint import Checkpoint
 from runner.demo import demo_model
+from runner.ema import averaged, users
 from runner.errors import IncompatibleError, InputError, KeyPath, Location, Problems, escape, nearest, quote
 from runner.files import InputFile
 from runner.formats import FORMATS, READERS
+from runner.formats.diffusers import CONFIG
 from runner.hub import fetch
 from runner.library.lookup import Library
 from runner.methods import METHODS, Method, Parameter, find_method
 from runner.models import Model as Model
-from runner.models import component_model, component_names, recognised
+from runner.models import component_config, component_model, component_names, recognised
 from runner.recipe import RECIPE_KEYS, Merge, Policies, Recipe, Source
 from runner.rules import Names
 from runner.tensors import TensorSpec
@@ -66,7 +68,7 @@ class Resolved:
         models: its sources, each once: those of the merge first.
         merge: the recipe's merge, its names resolved.
         output_format: in FORMATS.
-        carrier: the model whose other files the output has; None if the output has none.
+        carrier: the model whose other files the output has; None if it has none, or built-in ones.
         places: where each key of any model stands.
         warnings: what is unusual in the recipe, a line each.
         components: that are taken whole from a source of their own, component → index in models.
@@ -131,7 +133,9 @@ def resolve(
     problems = Problems(locate)
     bound = _check_names(recipe.merge, problems)
     library = Library((models_dir, *folders), cache_dir)
-    opened, unreadable = _open_sources(recipe.sources(), models_dir, library, offline)
+    opened, unreadable = _open_sources(
+        recipe.sources(), set(users(recipe.merge)), models_dir, library, offline
+    )
     stated = {source.path for source in recipe.components.values()}
     models = tuple(
         replace(recognised(named, checkpoint), revision=revision)
@@ -164,7 +168,7 @@ def resolve(
     if output_format == "diffusers":
         carrier = _carrier(recipe, (primary, *models), models_dir, library, offline)
         for component, number in components.items():
-            carrier = _with_config(carrier, component, models[number].checkpoint)
+            carrier = carrier and _with_config(carrier, component, models[number].checkpoint)
     return Resolved(
         recipe, models, merge, output_format, carrier, places, tuple(problems.warnings), components
     )
@@ -199,20 +203,28 @@ Opened = tuple[tuple[Source, ...], Checkpoint, str | None]  # what names a model
 
 
 def _open_sources(
-    sources: Iterable[Source], models_dir: Path, library: Library, offline: bool
+    sources: Iterable[Source], means: Collection[KeyPath], models_dir: Path, library: Library, offline: bool
 ) -> tuple[list[Opened], list[InputError]]:
-    """Opens each distinct source once; returns with the models what could not be opened."""
-    opened: dict[tuple[Path, str | None], Opened] = {}
+    """Opens each distinct source once; returns with the models what could not be opened.
+
+    Args:
+        sources: of the recipe.
+        means: places of those whose running means are taken in place of the weights.
+        models_dir, offline: as of resolve.
+        library: of the models there are.
+    """
+    opened: dict[tuple[Path, str | None, bool], Opened] = {}
     unreadable: dict[tuple[str, str | None], InputError] = {}
     for source in sources:
         try:
             path, revision = source_path(source, models_dir, library, offline)
-            file = (path.resolve(), source.variant)
+            file = (path.resolve(), source.variant, source.path in means)
             if file in opened:
                 others, checkpoint, revision = opened[file]
                 opened[file] = ((*others, source), checkpoint, revision)
                 continue
-            opened[file] = ((source,), _open(path, source, models_dir, library), revision)
+            checkpoint = _open(path, source, models_dir, library)
+            opened[file] = ((source,), averaged(checkpoint) if file[-1] else checkpoint, revision)
         except InputError as error:
             unreadable[source.name, source.variant] = error
         except (OSError, RuntimeError) as error:
@@ -487,24 +499,17 @@ def _check_output(
 
 def _carrier(
     recipe: Recipe, models: Sequence[Model], models_dir: Path, library: Library, offline: bool
-) -> Checkpoint:
+) -> Checkpoint | None:
     """The pipeline whose other files go into a folder: the one the recipe names, or the first there is.
 
     Raises:
         InputError: it cannot be read.
-        IncompatibleError: there is none, or it is of another architecture.
+        IncompatibleError: it is of another architecture.
     """
     source = recipe.output.config
     if source is None:
         folders = (model.checkpoint for model in models if model.checkpoint.format == "diffusers")
-        if (found := next(folders, None)) is not None:
-            return found
-        raise IncompatibleError(
-            "output.format: diffusers: no model of this recipe is a folder that the configuration and "
-            "tokenizer files could come from",
-            tag="CONFIG",
-            hint="output.config: FOLDER names a pipeline of the same architecture",
-        )
+        return next(folders, None)
     model = open_model(source, models_dir, library, offline)
     checkpoint = model.checkpoint
     if checkpoint.format != "diffusers" or model.architecture != models[0].architecture:
@@ -596,9 +601,9 @@ def _with_components(
 
 def _with_config(carrier: Checkpoint, component: str, source: Checkpoint) -> Checkpoint:
     """A pipeline with the config of a component that is taken from a folder: it belongs to the weights."""
-    name = f"{component}/config.json"
-    config = source.others.get(name) or source.others.get("config.json")
-    return replace(carrier, others={**carrier.others, name: config}) if config else carrier
+    config = component_config(component, source)
+    others = {**carrier.others, f"{component}/{CONFIG}": config} if config else carrier.others
+    return replace(carrier, others=others)
 
 
 def _check_layouts(models: tuple[Model, ...], primary: Model) -> None:
