@@ -186,6 +186,14 @@ def test_only_place_asks_accelerate_and_only_the_engine_needs_torch_to_be_import
         assert not asks or room(name) == "hub", name
 
 
+def test_only_the_form_knows_textual_and_nothing_imports_it_before_it_is_asked_for() -> None:
+    for name, path in modules().items():
+        drawn = {other.split(".")[0] for other in imported(path)} & {"textual", "textual_serve", "aiohttp"}
+        assert not drawn or room(name) == "ui", name
+    code = "import runner.__main__, runner.jobs, runner.ui.job, sys; assert 'textual' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_everything_up_to_the_plan_is_imported_without_torch() -> None:
     code = "import runner.__main__, runner.run, sys; assert not {'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,37 +14,22 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.timer import Timer
 from textual.widgets import Footer, Static, Tab, Tabs, TextArea
 
-from runner.catalogue import details, standard
 from runner.config import Settings
 from runner.errors import KeyPath, RunnerError, UsageError
 from runner.ui import store
+from runner.ui.asked import MERGE, NEW, free_role, method_picker, model_rows, numbers_page, recipe_picker
 from runner.ui.check import Checked, Problem, check
-from runner.ui.choices import Choice, demo_choices, found_models, looked_at, named, primary_facts, why_not
+from runner.ui.choices import Choice, found_models, looked_at, named
 from runner.ui.draft import EMPTY, Draft
 from runner.ui.form import Form
-from runner.ui.numbers import Numbers, Place
+from runner.ui.help import HELP
 from runner.ui.picker import Notice, Picker, Question, Row
 from runner.ui.running import Run
 from runner.ui.text import RecipeText
+from runner.ui.watch import Watch
 
 PAUSE = 0.25  # seconds without a change before a draft is checked
 LOOK = 2.0  # seconds between looks whether the models are still there
-MERGE = "(another merge, computed in its place)"
-HELP = """\
-compose writes a recipe: the form on the left changes the text on the right, and the other way round.
-Whatever you change is checked at once, from the headers of the models; below the text stands what is
-wrong, or what would be done. Nothing is written before you save, nothing merged before you run.
-
-  Tab, Shift+Tab   the next field          Enter    choose, open a list
-  ← →              change a bar            Shift    in small steps
-  F2 F3 F4         form, text, plan        Delete   empty a role
-  Ctrl+S           save                    Ctrl+R   save and run
-  Ctrl+O           open a recipe           Ctrl+Z   take a change back
-  F5               look for models again   Ctrl+Q   leave
-
-A role takes a model or another merge; go to the merges in the list at the top of the form. "…" beside a
-number varies it by component, by block (a curve), or takes pasted block weights and presets.
-"""
 
 
 class Compose(App[None]):
@@ -51,21 +37,7 @@ class Compose(App[None]):
 
     TITLE = "runner compose"
     ENABLE_COMMAND_PALETTE = False
-    CSS = """
-    #top { height: 1; background: $panel; padding: 0 1; }
-    #panes { height: 1fr; }
-    #form { width: 1fr; }
-    #right { width: 1fr; border-left: solid $primary; }
-    #text { height: 2fr; border: none; padding: 0; }
-    #below { height: 1fr; border-top: solid $primary; padding: 0 1; overflow-x: auto; }
-    #plan { width: auto; }
-    #tabs { display: none; }
-    .-narrow #tabs { display: block; }
-    .-narrow #right { border: none; }
-    .-narrow #panes.form #right, .-narrow #panes.text #form, .-narrow #panes.plan #form { display: none; }
-    .-narrow #panes.text #below, .-narrow #panes.plan #text { display: none; }
-    Input.-invalid { text-style: underline bold; }
-    """
+    CSS_PATH = "compose.tcss"
     HORIZONTAL_BREAKPOINTS = [  # noqa: RUF012 - as Textual declares it
         (0, "-narrow"),
         (100, "-wide"),
@@ -105,8 +77,7 @@ class Compose(App[None]):
         self.at: KeyPath = ()
         self.checked = Checked("")
         self.models: list[Choice] = []
-        self.gone: frozenset[str] = frozenset()
-        self._there: dict[str, bool] = {}
+        self.files = Watch(settings.models_dir)
         self._waiting: Timer | None = None
 
     def _take(self, stored: store.Stored) -> None:
@@ -151,7 +122,7 @@ class Compose(App[None]):
                 text.show(self.draft.text)
         mark = "" if self.is_saved else "● not saved: "
         self.query_one("#top", Static).update(f"{mark}{self.draft.name}  {self.stored.path.parent}")
-        await self.query_one("#form", Form).show(self.draft, self.at, self.checked, self.gone)
+        await self.query_one("#form", Form).show(self.draft, self.at, self.checked, self.files.gone)
 
     async def change(self, change: Callable[[Draft], Draft]) -> bool:
         """Changes the draft; says why if that cannot be."""
@@ -218,34 +189,15 @@ class Compose(App[None]):
     def _found(self, models: list[Choice]) -> None:
         self.models = models
         if isinstance(self.screen, Picker) and self._rows_of is not None:
-            self.screen.set_rows(self._rows_of())
+            self.screen.set_rows(self._rows_of(models))
 
-    _rows_of: Callable[[], list[Row]] | None = None
-
-    def _sources(self) -> list[str]:
-        """The files and folders that the draft names."""
-        found = []
-        for merge in self.draft.merges():
-            for model in self.draft.merge((*merge, "models")).values():
-                source = model.get("source") if isinstance(model, dict) else model
-                if isinstance(source, str) and not source.startswith(("demo:", "hf:")):
-                    found.append(source)
-        return found
+    _rows_of: Callable[[Sequence[Choice]], list[Row]] | None = None
 
     async def _look_at_files(self) -> None:
         """Notices models that vanish, or come back, while the form is open."""
-        try:
-            there = {name: (self.settings.models_dir / name).exists() for name in self._sources()}
-        except (OSError, ValueError):
-            return
-        if any(self._there.get(name, True) != is_there for name, is_there in there.items()):
-            known = {choice.source for choice in self.models}
-            self.gone = frozenset(
-                name for name, is_there in there.items() if not is_there and name in known | self.gone
-            )
+        if self.files.look(self.draft, {choice.source for choice in self.models}):
             self._check_soon()
             await self._show()
-        self._there = there
 
     # What is asked for
 
@@ -265,73 +217,34 @@ class Compose(App[None]):
             await self.change(lambda draft: draft.with_text(text))
 
     @on(Form.Asked)
-    def _asked(self, event: Form.Asked) -> None:
+    @work
+    async def _asked(self, event: Form.Asked) -> None:
+        at = self.at
         if event.what == "method":
-            rows = [Row(method.name, method.summary) for method in standard()]
-            self.push_screen(Picker("method", rows, details), self._method_chosen)
+            if (name := await self.push_screen_wait(method_picker())) is not None:
+                await self.change(lambda draft: draft.with_method(at, str(name)))
+        elif event.what == "numbers":
+            page = numbers_page(self.draft, at, event.name, self.checked)
+            if page is not None and (changed := await self.push_screen_wait(page)) is not None:
+                await self.change(lambda _: changed)
         elif event.what == "role":
-            self.push_screen(Question("name of the model's role", self._free_role()), self._role_named)
-        elif event.what == "model":
-            self._ask_model(event.name)
+            question = Question("name of the model's role", free_role(self.draft, at))
+            if role := await self.push_screen_wait(question):
+                await self._ask_model(at, role)
         else:
-            self._ask_numbers(event.name)
+            await self._ask_model(at, event.name)
 
-    async def _method_chosen(self, name: str | None) -> None:
-        if name is not None:
-            await self.change(lambda draft: draft.with_method(self.at, name))
-
-    def _free_role(self) -> str:
-        taken = self.draft.roles(self.at)
-        return next(name for number in range(1, 999) if (name := f"m{number}") not in taken)
-
-    def _role_named(self, role: str | None) -> None:
-        if role:
-            self._ask_model(role)
-
-    def _ask_model(self, role: str) -> None:
-        at, method = self.at, self.draft.method(self.at)
-
-        def rows() -> list[Row]:
-            choices = [*self.models, *demo_choices()]
-            known = {choice.source: choice.facts for choice in choices if choice.facts}
-            is_first = self.draft.roles(at)[:1] == [role]
-            primary = None if is_first else primary_facts(self.draft, at, known)
-            return [
-                *(Row(one.source, one.title, why_not(one.facts, method, role, primary)) for one in choices),
-                Row(MERGE),
-            ]
-
-        async def chosen(source: str | None) -> None:
-            self._rows_of = None
-            if source == MERGE:
-                if await self.change(lambda draft: draft.with_merge(at, role)):
-                    self.at = (*at, "models", role)
-                    await self._show()
-            elif source is not None:
-                await self.change(lambda draft: draft.with_model(at, role, source))
-
-        self._rows_of = rows
-        self.push_screen(Picker(f"model for {role}", rows(), free="as written"), chosen)
-
-    def _ask_numbers(self, name: str) -> None:
-        method = self.draft.method(self.at)
-        if method is None:
-            return
-        parameter, path = method.parameters[name], (*self.at, name)
-        if parameter.per_model:
-            roles = [
-                role for role in self.draft.roles(self.at) if role not in (*method.roles, method.optional)
-            ]
-            place = Place(tuple(roles) or method.roles)
-        else:
-            component, blocks, values = self.checked.curves.get(path, ("", (), ()))
-            place = Place(self.checked.components, component, blocks, values)
-
-        async def changed(draft: Draft | None) -> None:
-            if draft is not None:
-                await self.change(lambda _: draft)
-
-        self.push_screen(Numbers(self.draft, path, parameter, place), changed)
+    async def _ask_model(self, at: KeyPath, role: str) -> None:
+        self._rows_of = partial(model_rows, self.draft, at, role)
+        picker = Picker(f"model for {role}", self._rows_of(self.models), free="as written")
+        source = await self.push_screen_wait(picker)
+        self._rows_of = None
+        if source == MERGE:
+            if await self.change(lambda draft: draft.with_merge(at, role)):
+                self.at = (*at, "models", role)
+                await self._show()
+        elif source is not None:
+            await self.change(lambda draft: draft.with_model(at, role, source))
 
     async def action_empty(self) -> None:
         """Takes the model out of the role that has the keyboard."""
@@ -415,12 +328,11 @@ class Compose(App[None]):
     @work
     async def action_open(self) -> None:
         """Opens another recipe, or begins a new one."""
-        new = "(a new recipe)"
-        name = await self.push_screen_wait(Picker("open", [Row(new), *map(Row, store.names())]))
+        name = await self.push_screen_wait(recipe_picker())
         if name is None or not (self._has_nothing_to_lose() or await self._gives_up()):
             return
         try:
-            found = None if name == new else store.opened(name)
+            found = None if name == NEW else store.opened(name)
         except RunnerError as error:
             self.notify(str(error), severity="error", markup=False)
             return

@@ -17,7 +17,8 @@ pytest.importorskip("textual", reason="NOT TESTED: the composer; pip install 'ru
 from textual.widgets import Button, Input, OptionList, Static, TextArea
 
 from runner.compose import DATA_ROOT
-from runner.ui.app import MERGE, Compose
+from runner.ui.app import Compose
+from runner.ui.asked import MERGE
 from runner.ui.bars import Curve
 from runner.ui.picker import SHOWN, Picker, Question, Row
 from runner.ui.running import Run

@@ -52,6 +52,7 @@ def test_a_recipe_is_written_in_a_browser(tmp_path: Path) -> None:
             page.on("websocket", lambda opened: opened.on("framereceived", hear))
             page.goto(address)
             wait("choose a model")
+            page.wait_for_function("document.activeElement.matches('.xterm-helper-textarea')", timeout=30_000)
             for role, name in (("a", "photo"), ("b", "anime")):
                 for key in ("F2", "Tab", *["Tab"] * (role == "b"), "Enter"):
                     page.keyboard.press(key)
