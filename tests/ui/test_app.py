@@ -18,7 +18,6 @@ from textual.widgets import Button, Input, OptionList, Static, TextArea
 
 from runner.compose import DATA_ROOT
 from runner.ui.app import Compose
-from runner.ui.asked import MERGE
 from runner.ui.bars import Curve
 from runner.ui.picker import SHOWN, Picker, Question, Row
 from runner.ui.running import Run
@@ -140,12 +139,12 @@ def test_a_merge_in_the_place_of_a_model(cache: Path) -> None:
         async with app.run_test(size=(120, 40)) as pilot:
             await choose(pilot, "#role-a", "photo")
             await choose(pilot, "#role-b", "anime")
-            await choose(pilot, "#role-b", MERGE)
+            await choose(pilot, "#role-b", "another")
             assert app.at == ("models", "b")
             assert app.query_one("#role-a", Button).label.plain == "demo:anime ▾"
             await choose(pilot, "#role-b", "photo")
             await choose(pilot, "#role-c", "demo:base")
-            await choose(pilot, "#method", "train_difference")
+            await choose(pilot, "#method", "train_d")
             await checked(pilot, app)
             assert app.checked.problems == ()
             assert app.draft.merge(("models", "b"))["method"] == "train_difference"

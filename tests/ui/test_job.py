@@ -107,7 +107,7 @@ def test_a_recipe_of_any_path_is_run(tmp_path: Path) -> None:
     folder.mkdir()
     path = folder / "mix.yaml"
     path.write_text("method: copy\nmodels: {a: demo:photo}\n")
-    *_, recipe, job, last = command(path, [])
+    *_, recipe, _, last = command(path, [])
     assert last == "progress=lines"
     done = run(tmp_path, "-m", "runner", recipe, "job=plan")
     assert done.returncode == 0, done.stderr
