@@ -121,7 +121,7 @@ class Compose(App[None]):
             with self.prevent(TextArea.Changed):
                 text.show(self.draft.text)
         mark = "" if self.is_saved else "● not saved: "
-        self.query_one("#top", Static).update(f"{mark}{self.draft.name}  {self.stored.path.parent}")
+        self.query_one("#top", Static).update(f"{mark}{store.shown(self.stored.path)}")
         await self.query_one("#form", Form).show(self.draft, self.at, self.checked, self.files.gone)
 
     async def change(self, change: Callable[[Draft], Draft]) -> bool:
@@ -168,7 +168,9 @@ class Compose(App[None]):
             f"✗ {'' if one.line is None else f'line {one.line}: '}{one.text}" for one in checked.problems
         ]
         lines += [f"→ {checked.hint}"] if checked.hint else []
-        self.query_one("#mistakes", Static).update("\n".join(lines))
+        mistakes = self.query_one("#mistakes", Static)
+        mistakes.update("\n".join(lines))
+        mistakes.display = bool(lines)
         self.query_one("#plan", Static).update("" if lines else f"✓ {checked.plan}")
         count = len(checked.problems)
         self.query_one("#plan-tab", Tab).label = f"plan ✗{count}" if count else "plan ✓"
@@ -307,7 +309,7 @@ class Compose(App[None]):
             self._ask_name(said, then)
             return
         self.draft = Draft(self.stored.name, self.draft.text)
-        self.notify(f"saved {self.stored.path}", markup=False)
+        self.notify(f"saved {store.shown(self.stored.path)}", markup=False)
         self._check()
         await self._show()
         if then is not None:

@@ -47,7 +47,9 @@ def compose(settings: Settings, overrides: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"job.recipe={quote(name)}: there is no such recipe")
         stored = fresh(path.name)
     confined = settings.job.confined
-    if confined and not stored.path.is_relative_to(store.own_folder()):
+    is_own = stored.path.is_relative_to(store.own_folder()) or Path(name or "").is_absolute()
+    if not is_own or (confined and not stored.path.is_relative_to(store.own_folder())):
+        # One that comes with the program is where others begin: it is saved among one's own.
         stored = replace(stored, path=store.own_folder() / f"{stored.name}.yaml", sha256="")
     if not confined and not (sys.stdin.isatty() and sys.stdout.isatty()):
         hint = "job=compose job.browser=true serves it to a browser"

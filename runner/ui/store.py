@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runner.compose import recipe_folders, recipe_path
-from runner.errors import BusyError, InputError, OutputError, UsageError, quote
+from runner.errors import BusyError, InputError, OutputError, UsageError, escape, quote
 from runner.files import read_small
 from runner.guard import MAX_BYTES
 from runner.write import write_file
@@ -46,6 +46,12 @@ def own_folder() -> Path:
 def names() -> list[str]:
     """The recipes in that folder, by name."""
     return sorted(path.stem for path in own_folder().glob("*.yaml") if path.is_file())
+
+
+def shown(path: Path) -> str:
+    """A path as a person sees it: from the current folder on, if it is in there."""
+    here = Path.cwd()
+    return escape(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
 def free_name() -> str:
