@@ -43,7 +43,9 @@ def test_from_an_empty_folder_to_a_merged_model(cache: Path, folder: Path) -> No
     async def steps() -> None:
         app = composer(cache)
         async with app.run_test(size=(120, 40)) as pilot:
-            await choose(pilot, "#role-a", "photo")
+            await pilot.press("f2", "tab", "enter")
+            await until(pilot, lambda: isinstance(app.screen, Picker))
+            await pilot.press(*"photo", "enter")
             await choose(pilot, "#role-b", "anime")
             app.query_one("#bar-alpha").focus()
             await pilot.press("left", "left", "shift+left")
@@ -80,7 +82,7 @@ def test_a_recipe_keeps_its_comments_when_a_nested_number_changes(cache: Path, f
 
     async def steps() -> None:
         app = composer(cache, "mine")
-        async with app.run_test(size=(120, 40)) as pilot:
+        async with app.run_test(size=(100, 24)) as pilot:
             await checked(pilot, app)
             app.query_one("#steps", OptionList).focus()
             await pilot.press("down", "enter")
@@ -105,7 +107,7 @@ def test_a_recipe_keeps_its_comments_when_a_nested_number_changes(cache: Path, f
 def test_a_curve_by_block_and_a_preset(cache: Path) -> None:
     async def steps() -> None:
         app = composer(cache)
-        async with app.run_test(size=(120, 40)) as pilot:
+        async with app.run_test(size=(100, 24)) as pilot:
             await choose(pilot, "#role-a", "photo")
             await choose(pilot, "#role-b", "anime")
             await checked(pilot, app)
@@ -136,7 +138,7 @@ def test_a_curve_by_block_and_a_preset(cache: Path) -> None:
 def test_a_merge_in_the_place_of_a_model(cache: Path) -> None:
     async def steps() -> None:
         app = composer(cache)
-        async with app.run_test(size=(120, 40)) as pilot:
+        async with app.run_test(size=(100, 24)) as pilot:
             await choose(pilot, "#role-a", "photo")
             await choose(pilot, "#role-b", "anime")
             await choose(pilot, "#role-b", "another")
@@ -177,7 +179,7 @@ def test_a_recipe_with_mistakes_is_shown_as_it_is_and_they_at_their_lines(cache:
 
     async def steps() -> None:
         app = composer(cache, "odd")
-        async with app.run_test(size=(120, 40)) as pilot:
+        async with app.run_test(size=(100, 24)) as pilot:
             await checked(pilot, app)
             text = app.query_one("#text", RecipeText)
             assert text.text == app.draft.text == broken
@@ -202,7 +204,7 @@ def test_a_model_that_vanishes_is_shown_as_gone(cache: Path, folder: Path) -> No
 
     async def steps() -> None:
         app = composer(cache, models_dir=folder)
-        async with app.run_test(size=(120, 40)) as pilot:
+        async with app.run_test(size=(100, 24)) as pilot:
             await until(pilot, lambda: len(app.models) == 2 and all(one.facts for one in app.models))
             await choose(pilot, "#role-a", "first")
             await choose(pilot, "#role-b", "second")
@@ -226,7 +228,7 @@ def test_two_editors_of_one_recipe_do_not_overwrite_each_other(cache: Path, fold
 
     async def steps() -> None:
         app = composer(cache, "mine")
-        async with app.run_test(size=(120, 40)) as pilot:
+        async with app.run_test(size=(100, 24)) as pilot:
             await checked(pilot, app)
             app.query_one("#bar-alpha").focus()
             await pilot.press("right")
@@ -257,7 +259,7 @@ def test_escape_stops_a_run_and_nothing_is_left_of_it(cache: Path, folder: Path)
 
     async def steps() -> None:
         app = composer(cache, "mine")
-        async with app.run_test(size=(120, 40)) as pilot:
+        async with app.run_test(size=(100, 24)) as pilot:
             await checked(pilot, app)
             await pilot.press("ctrl+r")
             await until(pilot, lambda: isinstance(app.screen, Run))

@@ -16,14 +16,21 @@ from runner.ui.draft import Draft
 
 MIX = Draft("anime_mix", (DATA_ROOT / "recipes" / "anime_mix.yaml").read_text())
 NAMES = sorted(name for name, tool in METHODS if tool is None)
+# Those that build on others, and a few that do not.
+COMPOSED = [
+    path
+    for at, path in enumerate(sorted((DATA_ROOT / "recipes").glob("*.yaml")))
+    if "\ndefaults:" in path.read_text() or "${" in path.read_text() or at % 12 == 0
+]
 NUMBERS = st.floats(-1, 2).map(lambda value: round(value, 3))
 BLOCKS = ("IN00", "IN01", "IN02", "M00", "OUT00")
 
 
 def change(data: st.DataObject, draft: Draft) -> Draft:
-    """One change at random, as the form makes them."""
+    """One change at random, as the form makes them; a merge only where its first model is there already."""
     at = data.draw(st.sampled_from(draft.merges()))
     roles = draft.roles(at)
+    held = [role for role in roles if draft.value((*at, "models", role)) is not None]
     method = draft.method(at)
     numeric = [
         one
@@ -42,7 +49,7 @@ def change(data: st.DataObject, draft: Draft) -> Draft:
         )
         return draft.with_model(at, data.draw(st.sampled_from([*roles, "m7"])), name)
     if kind == "merge":
-        return draft.with_merge(at, data.draw(st.sampled_from(roles))) if len(at) < 6 else draft
+        return draft.with_merge(at, data.draw(st.sampled_from(held))) if len(at) < 6 else draft
     if kind == "name":
         return draft.with_value(("output", "name"), data.draw(st.sampled_from(["x", "null", "1.5", "a-b"])))
     if kind == "dtype":
@@ -64,7 +71,7 @@ def change(data: st.DataObject, draft: Draft) -> Draft:
     )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_every_change_leaves_a_recipe_with_all_its_comments(data: st.DataObject) -> None:
     draft = MIX
@@ -115,7 +122,7 @@ def test_a_method_that_is_not_there_and_a_role_that_is_no_word_are_refused() -> 
         MIX.with_model((), "my role", "demo:photo")
 
 
-@pytest.mark.parametrize("path", sorted((DATA_ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", COMPOSED, ids=lambda path: path.stem)
 def test_a_recipe_in_memory_is_composed_as_hydra_composes_its_file(path: Path) -> None:
     from hydra import compose, initialize_config_dir
 
