@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from runner.architectures import Place
 from runner.architectures.ties import Piece
@@ -109,7 +109,8 @@ class Job:
         nonfinite: whether the recipe allows NaN and Inf here.
         file, offset: where the data goes: index in the layout's files, byte position.
         stored: name of the tensor it is, or is a part of, in the output.
-        lengths: whether the lengths of its rows are needed before anything is computed of them.
+        lengths: of what they are needed before anything is computed: of its "rows", or of its "inputs",
+            which are columns over all rows; None: of nothing.
         padded: whether operands may have fewer input channels than the first load, whose they then get.
         rank: of the factors that are written instead of the tensor, one after the other from the offset
             on; 0: the tensor itself is.
@@ -131,15 +132,18 @@ class Job:
     offset: int = 0
     stored: str = ""
     arranged: tuple[Piece, ...] = ()
-    lengths: bool = False
+    lengths: Literal["rows", "inputs"] | None = None
     padded: bool = False
     rank: int = 0
+    bound: bool = False
     alpha: bool = False
 
     @property
     def scope(self) -> str:
         """Where the tensor may be cut: anywhere ("element"), between rows ("row"), or nowhere ("tensor")."""
-        scopes = {step.scope for step in self.steps} | ({"row"} if self.lengths else set())
+        scopes = {step.scope for step in self.steps}
+        if self.lengths:
+            scopes.add("row" if self.lengths == "rows" else "tensor")
         if "tensor" in scopes or len(self.spec.shape) < 2:
             return "tensor" if scopes - {"element"} else "element"
         if "row" in scopes:

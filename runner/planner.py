@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 from runner.architectures import Architecture
 from runner.architectures.layouts import single_file_name
@@ -275,7 +275,7 @@ class _Planner:
                 for glob in self.nonfinite
             ),
             padded=key in self._padded,
-            lengths=any(self._needs_lengths(load) for load in loads),
+            lengths=self._lengths(loads),
         )
 
     def plan(self, jobs: tuple[Job, ...], layout: Layout) -> Plan:
@@ -349,9 +349,12 @@ class _Planner:
             for change in self.resolved.models[load.model].changes[load.key]
         )
 
-    def _needs_lengths(self, load: Load) -> bool:
-        changes = self.resolved.models[load.model].changes.get(load.key, ())
-        return any(change.adapter.magnitude is not None for change in changes)
+    def _lengths(self, loads: Iterable[Load]) -> Literal["rows", "inputs"] | None:
+        """Of what adapters must know the lengths; who has all rows has those of each, too."""
+        models = self.resolved.models
+        changes = (change for load in loads for change in models[load.model].changes.get(load.key, ()))
+        needed = {change.adapter.lengths for change in changes}
+        return "inputs" if "inputs" in needed else "rows" if "rows" in needed else None
 
     def _value(self, node: int | BoundMerge, key: str) -> _Value | None:
         """What a model or merge has at a key; None if it has nothing there."""
