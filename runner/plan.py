@@ -76,7 +76,7 @@ class Step:
 
     @property
     def over(self) -> str | None:
-        """What is measured before it computes: the "tensor", the whole "model", or nothing."""
+        """What is measured before it computes: the "tensor", the whole "model", the "rank", or nothing."""
         return None if self.method.over is None else self._property(self.method.over)
 
     @property
@@ -114,6 +114,7 @@ class Job:
         padded: whether operands may have fewer input channels than the first load, whose they then get.
         rank: of the factors that are written instead of the tensor, one after the other from the offset
             on; 0: the tensor itself is.
+        bound: whether that rank is the most it can be: the run measures it, and plans again.
         alpha: whether their alpha is written before them.
         arranged: if its rows stand in another order there, or it is transposed: the pieces that make the
             stored tensor.
@@ -214,10 +215,14 @@ class Plan:
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of tensors read; digests read whole files beside."""
-        loads = (load for job in self.jobs for load in (*job.loads, *job.equal))
+        """Bytes of tensors read; digests read whole files beside, and ranks that are measured once more."""
+        return sum(map(self.bytes_of, self.jobs))
+
+    def bytes_of(self, job: Job) -> int:
+        """Bytes of tensors that a job reads."""
         return sum(
-            self.spec(load).elements if self.is_scaled(load) else self.spec(load).nbytes for load in loads
+            self.spec(load).elements if self.is_scaled(load) else self.spec(load).nbytes
+            for load in (*job.loads, *job.equal)
         )
 
     @property
@@ -229,6 +234,11 @@ class Plan:
     def draws(self) -> bool:
         """Whether any job draws random numbers, which depend on the digests of the inputs."""
         return any(step.draw for job in self.jobs for step in job.steps)
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether ranks are to be measured before the output has its layout; this one is the largest."""
+        return any(job.bound for job in self.jobs)
 
     @property
     def keeps_primary(self) -> bool:

@@ -38,17 +38,20 @@ _NEVER_MERGED = re.compile(
 )
 
 
-def make_plan(resolved: Resolved, metadata: Mapping[str, str]) -> Plan:
+def make_plan(
+    resolved: Resolved, metadata: Mapping[str, str], ranks: Mapping[str, int] | None = None
+) -> Plan:
     """Plans a resolved recipe.
 
     Args:
         resolved: the recipe with its models opened.
         metadata: what the header of the output says beside the tensors.
+        ranks: by key, where they were measured. Without them what depends on them has its upper bound.
 
     Raises:
         IncompatibleError: keys or shapes do not fit and the recipe has no policy for them.
     """
-    planner = _Planner(resolved)
+    planner = _Planner(resolved, ranks or {})
     if resolved.merge.method.result == "factors":
         return _lora_plan(planner, metadata)
     given = taken(resolved, planner.nonfinite)
@@ -137,8 +140,9 @@ class _Value:
 class _Planner:
     """Builds the expression of each key, noting what does not fit and what a policy decided."""
 
-    def __init__(self, resolved: Resolved) -> None:
+    def __init__(self, resolved: Resolved, ranks: Mapping[str, int]) -> None:
         self.resolved = resolved
+        self._ranks = ranks
         self.specs = [model.view.specs for model in resolved.models]
         self.dropped: dict[str, dict[str, None]] = {}
         self.widened: dict[str, None] = {}
@@ -306,12 +310,14 @@ class _Planner:
         step = job.steps[-1]
         assert step.method.rank is not None  # its result is factors
         of = [self._rank(job.loads[at]) for at in step.arguments] if merge.method.adapters else []
-        rank = step.method.rank(spec.shape, of, **dict(step.parameters))
+        most = step.method.rank(spec.shape, of, **dict(step.parameters))
+        rank = self._ranks.get(key, most)
         if rank == 0:
-            self.dropped.setdefault("rank 0", {})[key] = None
+            self.dropped.setdefault("no change there" if most else "rank 0", {})[key] = None
             return None
+        bound = step.over == "rank" and key not in self._ranks
         module = Module(name, dialect_for(architecture), spec.shape, rank, job.spec.dtype)
-        return module, replace(job, rank=rank, alpha=module.alpha)
+        return module, replace(job, rank=rank, bound=bound, alpha=module.alpha)
 
     def _fits_factors(self, merge: BoundMerge, key: str, name: str | None) -> bool:
         """Whether any of the adapters changes a tensor; notes those that have no factors there."""

@@ -17,6 +17,7 @@ import re
 import resource
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -254,9 +255,15 @@ class RunRecord:
         }
         self.run["fallbacks"] = dict(outcome.fallbacks)
         self.run["notes"] = outcome.notes
-        self.run["residual" if plan.resolved.output_format == "lora" else "moved"] = {
+        lora = plan.resolved.output_format == "lora"
+        moved = dict(outcome.moved)
+        if lora:
+            self.deterministic["ranks"] = _ranks(plan)
+            lacking, change = (math.fsum(sums) for sums in zip(*moved.values(), strict=True))
+            moved["all"] = lacking, change
+        self.run["residual" if lora else "moved"] = {
             component: {"relative": relative(difference, original), "norm": _rounded(math.sqrt(difference))}
-            for component, (difference, original) in outcome.moved.items()
+            for component, (difference, original) in moved.items()
         }
 
     def text(self) -> str:
@@ -266,6 +273,17 @@ class RunRecord:
         self.run["peak_memory_bytes"] = _peak_bytes()
         content = {"schema": SCHEMA, "deterministic": self.deterministic, "run": self.run}
         return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _ranks(plan: Plan) -> dict[str, dict[str, int]]:
+    """By component, rank → how many modules of the LoRA have it."""
+    found: dict[str, Counter[int]] = {}
+    for job in plan.jobs:
+        found.setdefault(job.place.component, Counter())[job.rank] += 1
+    return {
+        component: {str(rank): count for rank, count in sorted(found[component].items())}
+        for component in sorted(found)
+    }
 
 
 def output_digest(plan: Plan, digests: Sequence[str]) -> str:

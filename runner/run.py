@@ -22,7 +22,7 @@ from runner.progress import progress, say
 from runner.recipe import parse_recipe
 from runner.record import RunRecord, header_metadata, merge_identities
 from runner.resolve import Resolved, resolve
-from runner.write import Staging, check_place, free_bytes, write_file
+from runner.write import Staging, check_place, check_room, free_bytes, write_file
 
 log = logging.getLogger(__name__)
 
@@ -70,14 +70,7 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
             record.resolved(resolved)
         with record.stage("plan"):
             plan = make_plan(resolved, header_metadata(resolved))
-            placement = place(
-                plan,
-                settings.placement,
-                settings.memory,
-                settings.threads,
-                settings.tile_elements,
-                imaginary=settings.job.name == "plan",
-            )
+            placement = _place(plan, settings)
             record.planned(plan, placement)
         text = describe(plan, placement, free_bytes(output_dir), all_keys=settings.job.keys == "all")
         log.debug("%s", text)
@@ -101,16 +94,33 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
     return Outcome(path, record)
 
 
+def _place(plan: Plan, settings: Settings) -> Placement:
+    return place(
+        plan,
+        settings.placement,
+        settings.memory,
+        settings.threads,
+        settings.tile_elements,
+        imaginary=settings.job.name == "plan",
+    )
+
+
 def merge(plan: Plan, placement: Placement, settings: Settings, output_dir: Path, record: RunRecord) -> Path:
     """Executes a plan: the model appears under its name whole, or not at all.
 
     Returns:
         The path of the model.
     """
-    for warning in plan.warnings:
-        record.warn(warning)
     target = check_place(plan.layout, output_dir, _identities(plan.resolved))
     memory = settings.cache_dir / "digests.json" if settings.digests == "remember" else None
+    if plan.is_bound:
+        check_room(plan.layout, target)
+        with record.stage("ranks"), InputDigests(plan.resolved.files, memory, placement.threads) as digests:
+            plan = _with_ranks(plan, placement, digests, settings)
+        placement = _place(plan, settings)
+        record.planned(plan, placement)
+    for warning in plan.warnings:
+        record.warn(warning)
     with (
         Staging(plan.layout, target, checked=settings.verify) as staging,
         InputDigests(plan.resolved.files, memory, placement.threads) as digests,
@@ -139,6 +149,19 @@ def merge(plan: Plan, placement: Placement, settings: Settings, output_dir: Path
         with record.stage("publish"):
             staging.publish()
     return target
+
+
+def _with_ranks(plan: Plan, placement: Placement, digests: InputDigests, settings: Settings) -> Plan:
+    """The plan made again, once the ranks that it leaves open are measured."""
+    resolved = plan.resolved
+    check_sources(resolved, digests.known)
+    from runner.ranks import measure_ranks
+
+    read = sum(plan.bytes_of(job) for job in plan.jobs if job.bound)
+    identities = merge_identities(resolved, digests.wait()) if plan.draws else {}
+    with progress(read, "ranks", settings.progress) as advance:
+        ranks = measure_ranks(plan, placement, advance, identities)
+    return make_plan(resolved, header_metadata(resolved), ranks)
 
 
 def _identities(resolved: Resolved) -> set[tuple[int, int]]:

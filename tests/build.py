@@ -16,6 +16,7 @@ from runner.execute import Outcome, execute
 from runner.place import Devices, place
 from runner.plan import Plan
 from runner.planner import make_plan
+from runner.ranks import measure_ranks
 from runner.recipe import parse_recipe
 from runner.record import header_metadata, merge_identities
 from runner.resolve import Resolved, resolve
@@ -83,9 +84,13 @@ def merge(
     out.mkdir(exist_ok=True)
     plan = planned(tree, models_dir, cache)
     placement = place(plan, Devices(("cpu",)), host_budget, threads, tile_elements)
-    target = check_place(plan.layout, out, set())
     with InputDigests(plan.resolved.files, None, threads) as digests:
         identities = merge_identities(plan.resolved, digests.wait())
+    if plan.is_bound:
+        ranks = measure_ranks(plan, placement, lambda count: None, identities)
+        plan = make_plan(plan.resolved, header_metadata(plan.resolved), ranks)
+        placement = place(plan, Devices(("cpu",)), host_budget, threads, tile_elements)
+    target = check_place(plan.layout, out, set())
     with Staging(plan.layout, target) as staging:
         outcome = execute(plan, placement, staging, lambda count: None, identities)
         staging.sync()
