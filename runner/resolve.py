@@ -319,8 +319,6 @@ def _check_names(merge: Merge, problems: Problems) -> bool:
             known = (*method.parameters, *RECIPE_KEYS)
             own = ", ".join(method.parameters) or "none"
             hint = nearest(name, known) or f" (its parameters: {own})"
-            if name in method.refuses:
-                hint = f": {method.refuses[name]}"
             problems.add(
                 (*merge.path, name), f"unknown parameter of {method.name}{hint} (found {quote(value)})"
             )

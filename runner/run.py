@@ -26,7 +26,7 @@ from runner.recipe import parse_recipe
 from runner.record import RunRecord
 from runner.resolve import Resolved, resolve
 from runner.statement import statement_of
-from runner.write import Staging, check_place, free_bytes, write_file
+from runner.write import Staging, check_place, check_room, free_bytes, write_file
 
 log = logging.getLogger(__name__)
 
@@ -81,14 +81,7 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
             record.resolved(resolved)
         with record.stage("plan"):
             plan = plan_with_origins(resolved)
-            placement = place(
-                plan,
-                settings.placement,
-                settings.memory,
-                settings.threads,
-                settings.tile_elements,
-                imaginary=settings.job.name == "plan",
-            )
+            placement = _place(plan, settings)
             record.planned(plan, placement)
         text = describe(plan, placement, free_bytes(output_dir), all_keys=settings.job.keys == "all")
         log.debug("%s", text)
@@ -114,6 +107,17 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
         raise
     say(text)
     return Outcome(path, record)
+
+
+def _place(plan: Plan, settings: Settings) -> Placement:
+    return place(
+        plan,
+        settings.placement,
+        settings.memory,
+        settings.threads,
+        settings.tile_elements,
+        imaginary=settings.job.name == "plan",
+    )
 
 
 @dataclass(frozen=True)
@@ -143,10 +147,16 @@ def merge(
     Returns:
         The path of the model, and what it is known by.
     """
-    for warning in plan.warnings:
-        record.warn(warning)
     target = check_place(plan.layout, output_dir, _identities(plan.resolved))
     memory = settings.cache_dir / "digests.json" if settings.digests == "remember" else None
+    if plan.is_bound:
+        check_room(plan.layout, target)
+        with record.stage("ranks"), InputDigests(plan.resolved.files, memory, placement.threads) as digests:
+            plan = _with_ranks(plan, placement, digests, settings)
+        placement = _place(plan, settings)
+        record.planned(plan, placement)
+    for warning in plan.warnings:
+        record.warn(warning)
     with (
         Staging(plan.layout, target, checked=settings.verify) as staging,
         InputDigests(plan.resolved.files, memory, placement.threads) as digests,
@@ -191,6 +201,19 @@ def _write_beside(folder: Path, plan: Plan, made: Made, record: RunRecord, text:
         plan.resolved, made.layout, made.outputs, made.inputs, record, text, made.sidecar
     )
     write_file(folder / f"{made.layout.name}.intoto.json", statement)
+
+
+def _with_ranks(plan: Plan, placement: Placement, digests: InputDigests, settings: Settings) -> Plan:
+    """The plan made again, once the ranks that it leaves open are measured."""
+    resolved = plan.resolved
+    check_sources(resolved, digests.known)
+    from runner.ranks import measure_ranks
+
+    read = sum(plan.bytes_of(job) for job in plan.jobs if job.bound)
+    identities = merge_identities(resolved, digests.wait()) if plan.draws else {}
+    with progress(read, "ranks", settings.progress) as advance:
+        ranks = measure_ranks(plan, placement, advance, identities)
+    return plan_with_origins(resolved, ranks)
 
 
 def _identities(resolved: Resolved) -> set[tuple[int, int]]:

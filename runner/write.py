@@ -88,6 +88,16 @@ def free_bytes(folder: Path) -> int:
         ) from error
 
 
+def check_room(layout: Layout, target: Path) -> None:
+    """Checks that there is room for the output, where what is written has no layout yet but its largest.
+
+    Raises:
+        OutputError: there is not.
+    """
+    if free_bytes(target.parent) < layout.nbytes:
+        raise _failed(target, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), layout.nbytes)
+
+
 class Staging:
     """The partial output, from its creation to its publication; a context manager that cleans up.
 
