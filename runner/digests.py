@@ -157,5 +157,10 @@ def _save(memory: Path, fresh: Mapping[str, str]) -> None:
     """Adds digests to the memory; of two runs at once the last one wins, and no file is ever torn."""
     memory.parent.mkdir(parents=True, exist_ok=True)
     partial = memory.with_name(f"{memory.name}.{os.getpid()}.part")
-    partial.write_text(json.dumps({**_load(memory), **fresh}, indent=0))
-    partial.replace(memory)
+    try:
+        partial.write_text(json.dumps({**_load(memory), **fresh}, indent=0))
+        partial.replace(memory)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise

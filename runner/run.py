@@ -13,8 +13,9 @@ from runner.compose import ComposedRecipe
 from runner.config import Settings
 from runner.describe import describe, report
 from runner.digests import InputDigests, model_digest
-from runner.errors import MismatchError, OutputError, quote
-from runner.files import InputFile
+from runner.errors import InputError, MismatchError, OutputError, quote
+from runner.files import InputFile, look
+from runner.formats.safetensors import read_header
 from runner.place import Placement, place
 from runner.plan import Plan
 from runner.planner import make_plan
@@ -129,6 +130,7 @@ def merge(plan: Plan, placement: Placement, settings: Settings, output_dir: Path
         if settings.verify:
             with record.stage("verify"):
                 staging.verify(outcome.written, placement.threads)
+                _parse_again(staging)
         with record.stage("digest"):
             known = digests.wait()
         check_sources(plan.resolved, known)
@@ -141,10 +143,27 @@ def merge(plan: Plan, placement: Placement, settings: Settings, output_dir: Path
     return target
 
 
+def _parse_again(staging: Staging) -> None:
+    """Reads the headers of the output as those of any model of a stranger.
+
+    Raises:
+        MismatchError: one is not what the format allows.
+    """
+    for file in staging.layout.files:
+        try:
+            read_header(look(staging.path(file), file.name or staging.target.name))
+        except InputError as error:
+            raise MismatchError(f"read back: {error.message}. No output was written.") from error
+
+
 def _identities(resolved: Resolved) -> set[tuple[int, int]]:
     """(device, inode) of every input: the output must be none of them."""
     checkpoints = [model.checkpoint for model in resolved.models]
-    files = {(f.identity.device, f.identity.inode) for c in checkpoints for f in c.files}
+    files = {
+        (file.identity.device, file.identity.inode)
+        for checkpoint in checkpoints
+        for file in (*checkpoint.files, *checkpoint.others.values())
+    }
     roots = {(status.st_dev, status.st_ino) for status in (c.root.stat() for c in checkpoints)}
     return files | roots
 

@@ -14,7 +14,9 @@ import fcntl
 import functools
 import hashlib
 import os
+import re
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Sequence
@@ -26,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from runner.checkpoint import Layout, OutputFile
 from runner.errors import BusyError, InputError, MismatchError, OutputError, RunnerError, UsageError, quote
-from runner.files import PIECE_BYTES, open_regular, read_into
+from runner.files import PIECE_BYTES, open_regular, read_into, read_small
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 LOCK_TRIES, LOCK_SECONDS = 5, 0.02
 MAX_TRIES = 100  # to make a partial that other runs rename away
+_PARTIAL = re.compile(r"\.rnr-[0-9a-f]{8}\.part")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +105,16 @@ def check_place(layout: Layout, folder: Path, inputs: set[tuple[int, int]]) -> P
         raise _failed(target, error) from error
     if (status.st_dev, status.st_ino) in inputs:
         raise UsageError(f"output {quote(target)} is one of the inputs", hint="give output.name another name")
-    if target.is_symlink():
+    if stat.S_ISLNK(status.st_mode):
         raise UsageError(f"output {quote(target)} is a symbolic link; it would be replaced", hint="remove it")
-    if target.is_dir():
+    if stat.S_ISDIR(status.st_mode):
         what = "is there already" if layout.folder else "is a folder"
         hint = "remove it, or give output.name another name"
         raise UsageError(f"output {quote(target)} {what}; folders are never replaced", hint=hint)
     if layout.folder:
         raise UsageError(f"output {quote(target)} is a file; the output is a folder", hint="remove it")
+    if not stat.S_ISREG(status.st_mode):
+        raise UsageError(f"output {quote(target)} is no regular file; it would be replaced", hint="remove it")
     return target
 
 
@@ -135,15 +140,22 @@ class Staging:
         layout: what will be written.
         target: the final path.
         checked: whether checksums are taken of what is written, for verify.
+
+    Attributes:
+        partial: where the output is being built.
+        stale: whether something of a killed run was removed.
+        in_use: whether threads that could not be stopped still write: then the files stay open until the
+            process ends, so that nothing else gets their descriptors.
     """
 
     def __init__(self, layout: Layout, target: Path, *, checked: bool = True) -> None:
         self.layout = layout
         self.target = target
         self.checked = checked
-        digits = hashlib.sha256(target.name.encode()).hexdigest()[:8]
+        digits = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:8]
         self.partial = target.with_name(f".rnr-{digits}.part")
         self.stale = False
+        self.in_use = False
         self._lock: int | None = None
         self._descriptors: list[int] = []
 
@@ -156,8 +168,10 @@ class Staging:
         """
         try:
             self._create()
-        except BaseException:
+        except BaseException as error:
             self._discard()
+            if isinstance(error, OSError):
+                raise _failed(self.target, error, self.layout.nbytes) from error
             raise
         return self
 
@@ -165,7 +179,11 @@ class Staging:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Removes what was not published."""
-        self._discard()
+        try:
+            self._discard()
+        except BaseException:  # a signal came in the middle of it
+            self._discard()
+            raise
 
     def path(self, file: OutputFile) -> Path:
         """Where a weight file is being built."""
@@ -184,7 +202,9 @@ class Staging:
         done = 0
         while done < len(data):
             try:
-                done += os.pwrite(self._descriptors[file], data[done : done + PIECE_BYTES], offset + done)
+                done += _some(
+                    os.pwrite(self._descriptors[file], data[done : done + PIECE_BYTES], offset + done)
+                )
             except OSError as error:
                 raise _failed(self.target, error) from error
 
@@ -213,6 +233,9 @@ class Staging:
         try:
             for file in self.layout.files:
                 self._verify_header(file)
+            for name, text in self.layout.texts.items():
+                if read_small(self.partial / name, name, len(text)) != text:
+                    raise self._mismatch(name, "content")
             stop = threading.Event()
             shares = [pieces[number::threads] for number in range(threads)]
             with ThreadPoolExecutor(threads, thread_name_prefix="verify") as pool:
@@ -230,7 +253,7 @@ class Staging:
             found = bytearray(len(file.header))
             read_into(descriptor, memoryview(found), 0, file.name)
             if found != file.header or os.fstat(descriptor).st_size != file.nbytes:
-                raise self._mismatch(file, "header or size")
+                raise self._mismatch(file.name, "header or size")
         finally:
             os.close(descriptor)
 
@@ -247,14 +270,14 @@ class Staging:
                 view = memoryview(buffer)[: piece.nbytes]
                 read_into(opened[piece.file], view, piece.offset, file.name)
                 if checksum(view) != piece.checksum:
-                    raise self._mismatch(file, f"bytes {piece.offset} to {piece.offset + piece.nbytes}")
+                    raise self._mismatch(file.name, f"bytes {piece.offset} to {piece.offset + piece.nbytes}")
         finally:
             for descriptor in opened.values():
                 os.close(descriptor)
 
-    def _mismatch(self, file: OutputFile, what: str) -> MismatchError:
+    def _mismatch(self, name: str, what: str) -> MismatchError:
         return MismatchError(
-            f"{quote(file.name or self.target.name)}: {what}: what was read back is not what was written. "
+            f"{quote(name or self.target.name)}: {what}: what was read back is not what was written. "
             "No output was written.",
             hint="the disk or the memory of this machine is failing",
         )
@@ -282,107 +305,77 @@ class Staging:
             message = f"{quote(self.target)} is in place and verified, but its folder could not be synced"
             raise OutputError(f"{message}: {error.strerror}") from error
 
-    def _sweep(self) -> None:
-        """Removes what killed runs left in this folder of other outputs: partials without a lock."""
-        for path in self.target.parent.glob(".rnr-????????.part"):
-            if path == self.partial:
-                continue
-            with contextlib.suppress(OSError):
-                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-                lock = os.open(path, flags)
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-                    self.stale = True
-                finally:
-                    os.close(lock)
-
     def _create(self) -> None:
-        self._sweep()
+        for path in self.target.parent.iterdir():
+            if _PARTIAL.fullmatch(path.name) and path != self.partial:
+                with contextlib.suppress(OSError):  # held, or not ours to remove
+                    self.stale |= _clear(path)
         # Between opening and locking another run may have finished and renamed the partial away.
         for _ in range(MAX_TRIES):
             if self._open_locked():
                 break
         else:  # a folder where no file can be made, such as those of /proc
             raise OutputError(f"{quote(self.partial)}: cannot be made there", hint="give another output_dir")
-        try:
+        if self.layout.folder:
+            for name, text in self.layout.texts.items():
+                path = self.partial / name
+                path.parent.mkdir(exist_ok=True)
+                _write_new(path, text, os.O_EXCL)
+        for file in self.layout.files:
             if self.layout.folder:
-                for name, text in self.layout.texts.items():
-                    path = self.partial / name
-                    path.parent.mkdir(exist_ok=True)
-                    with path.open("wb") as stream:
-                        stream.write(text)
-                        stream.flush()
-                        os.fsync(stream.fileno())
-            for file in self.layout.files:
                 path = self.path(file)
-                if self.layout.folder:
-                    path.parent.mkdir(exist_ok=True)
-                    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-                    descriptor = os.open(path, flags, 0o600)
-                else:
-                    assert self._lock is not None  # _open_locked made it
-                    descriptor = os.dup(self._lock)
-                self._descriptors.append(descriptor)
-                _allocate(descriptor, file.nbytes)
-        except OSError as error:
-            raise _failed(self.target, error, self.layout.nbytes) from error
+                path.parent.mkdir(exist_ok=True)
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                self._descriptors.append(os.open(path, flags, 0o600))
+            else:
+                assert self._lock is not None  # _open_locked made it
+                self._descriptors.append(os.dup(self._lock))
+            _allocate(self._descriptors[-1], file.nbytes)
         for number, file in enumerate(self.layout.files):
             self._put(number, memoryview(file.header), 0)
 
     def _open_locked(self) -> bool:
-        """Opens and locks the partial; False if it vanished in between and must be tried again."""
+        """Makes and locks the partial; False if another run was quicker and it must be tried again.
+
+        Raises:
+            BusyError: another run is building this output.
+        """
+        try:
+            self.stale |= _clear(self.partial, LOCK_TRIES)
+        except BlockingIOError as error:
+            hint = "wait for it, or give output.name another name"
+            raise BusyError(f"another run is writing {quote(self.target)}", hint=hint) from error
         flags = os.O_NOFOLLOW | os.O_CLOEXEC
-        ours = _is_there(self.partial)
-        self.stale |= ours
         try:
             if self.layout.folder:
-                if not ours:
-                    self.partial.mkdir(mode=0o700)
-                lock = os.open(self.partial, flags | os.O_RDONLY | os.O_DIRECTORY)
+                self.partial.mkdir(mode=0o700)
+                self._lock = os.open(self.partial, flags | os.O_RDONLY | os.O_DIRECTORY)
             else:
-                lock = os.open(self.partial, flags | os.O_RDWR | os.O_CREAT, 0o600)
-        except (FileNotFoundError, FileExistsError):
-            return False
-        except OSError as error:
-            if self.layout.folder and not ours:
-                with contextlib.suppress(OSError):
-                    self.partial.rmdir()
-            raise _failed(self.target, error) from error
-        try:
-            _lock(lock)
-        except OSError as error:
-            os.close(lock)
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                hint = "wait for it, or give output.name another name"
-                raise BusyError(f"another run is writing {quote(self.target)}", hint=hint) from error
-            raise _failed(self.target, error) from error
-        try:
-            if not os.path.samestat(os.fstat(lock), os.lstat(self.partial)):
-                raise FileNotFoundError
-        except FileNotFoundError:
-            os.close(lock)
-            return False
-        self._lock = lock
-        if ours:  # a lock that is free: nobody is building this any more
-            if self.layout.folder:
-                for entry in self.partial.iterdir():
-                    shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-            else:
-                os.ftruncate(lock, 0)
-        return True
+                self._lock = os.open(self.partial, flags | os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            _lock(self._lock, LOCK_TRIES)
+            if _is_at(self._lock, self.partial):
+                return True
+        except (FileNotFoundError, FileExistsError, BlockingIOError):
+            pass  # another run took it for one that a killed run left, or made its own
+        self._close()
+        return False
 
     def _discard(self) -> None:
         """Removes the partial, if it is still there and ours, and lets the lock go."""
-        if self._lock is not None:
-            with contextlib.suppress(OSError):
-                if os.path.samestat(os.fstat(self._lock), os.lstat(self.partial)):
-                    shutil.rmtree(self.partial) if self.layout.folder else self.partial.unlink()
-            os.close(self._lock)
-            self._lock = None
-        for descriptor in self._descriptors:
-            os.close(descriptor)
+        with contextlib.suppress(OSError):
+            if self._lock is None:  # a signal came before it had one
+                _clear(self.partial)
+            elif _is_at(self._lock, self.partial):
+                _remove(self.partial)
+        self._close()
+
+    def _close(self) -> None:
+        descriptors = [*self._descriptors, *([] if self._lock is None else [self._lock])]
         self._descriptors.clear()
+        self._lock = None
+        for descriptor in [] if self.in_use else descriptors:
+            with contextlib.suppress(OSError):  # what is synced is synced
+                os.close(descriptor)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -393,21 +386,69 @@ def write_file(path: Path, content: bytes) -> None:
     """
     partial = path.with_name(f".rnr-{path.name}.part")
     try:
-        with partial.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+        _write_new(partial, content, os.O_TRUNC)
         partial.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink()
-        raise _failed(path, error) from error
+        if isinstance(error, OSError):
+            raise _failed(path, error) from error
+        raise
+    try:
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise OutputError(f"{quote(path)} is written, but its folder could not be synced") from error
 
 
-def _lock(descriptor: int) -> None:
-    """Takes the lock of a partial. Another run that looks whether it is stale holds it for a moment."""
-    for _ in range(LOCK_TRIES):
+def _write_new(path: Path, content: bytes, flags: int) -> None:
+    """Writes and syncs a file."""
+    flags |= os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        done = 0
+        while done < len(content):
+            done += _some(os.write(descriptor, content[done:]))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _some(count: int) -> int:
+    """How much was written, if anything was: else it would be tried for ever."""
+    if not count:
+        raise OSError(errno.EIO, "the device takes nothing")
+    return count
+
+
+def _clear(path: Path, tries: int = 1) -> bool:
+    """Removes a partial that no run holds; returns whether there was one.
+
+    Args:
+        path: of the partial.
+        tries: to lock it. Another run that does the same holds it for a moment.
+
+    Raises:
+        BlockingIOError: a run holds it.
+        OSError: it cannot be removed.
+    """
+    try:
+        lock = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return False
+    try:
+        _lock(lock, tries)
+        if not _is_at(lock, path):  # it has got its final name, or another run makes a new one
+            return False
+        _remove(path)
+        return True
+    except FileNotFoundError:
+        return False
+    finally:
+        os.close(lock)
+
+
+def _lock(descriptor: int, tries: int) -> None:
+    for _ in range(tries - 1):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
@@ -416,12 +457,19 @@ def _lock(descriptor: int) -> None:
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _is_there(path: Path) -> bool:
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one under a name."""
     try:
-        os.lstat(path)
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except FileNotFoundError:
         return False
-    return True
+
+
+def _remove(path: Path) -> None:
+    if stat.S_ISDIR(os.lstat(path).st_mode):
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _allocate(descriptor: int, size: int) -> None:
