@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ from runner.write import Staging, Written
 
 log = logging.getLogger(__name__)
 FLUSH_BYTES, FLUSH_SECONDS = 256 << 20, 0.05
+STOP_SECONDS = 0.5  # that threads are waited for after a signal
 KEPT_BYTES = 32 << 20  # the most glibc accepts as a threshold
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 MIN_CHUNK_ELEMENTS = 4096  # a GPU that cannot hold this is not used
@@ -155,6 +157,7 @@ class _Engine:
         self.parts: dict[int, dict[int, Moved]] = {}
         self.buffers: list[bytearray] = []
         self.descriptors: dict[tuple[int, int], int] = {}
+        self.threads: list[threading.Thread] = []
         for model, opened in enumerate(plan.resolved.models):
             stored = opened.checkpoint.tensors
             used = {key for load in _loads(plan, model) for key in _stored_keys(opened, load)}
@@ -164,6 +167,10 @@ class _Engine:
                 self.descriptors[model, file] = opened.checkpoint.files[file].open()
 
     def close(self) -> None:
+        """Closes the inputs, unless a thread that could not be stopped still reads them."""
+        self.staging.in_use = any(thread.is_alive() for thread in self.threads)
+        if self.staging.in_use:
+            return
         for descriptor in self.descriptors.values():
             os.close(descriptor)
 
@@ -174,11 +181,11 @@ class _Engine:
         for device in self.waiting:
             for number in range(self.placement.threads if device == CPU else 1):
                 tasks.append((f"{device}-{number}", _Worker(self, device).run))
-        threads = [
+        self.threads = [
             threading.Thread(target=self._guard, args=(task,), name=name, daemon=True) for name, task in tasks
         ]
         try:
-            for thread in threads:
+            for thread in self.threads:
                 thread.start()
             reported = 0
             while not self.stopped.wait(timeout=0.1):  # the time-out lets signals in
@@ -188,14 +195,20 @@ class _Engine:
             self._fail(error)
             raise
         finally:
-            for thread in threads:
-                if thread.ident is not None:  # a signal can come before all are started
-                    thread.join()
+            self._join()
         if self.error is not None:
             raise self.error
         self._check_inputs()
         self._sum_up()
         return self.outcome
+
+    def _join(self) -> None:
+        """Waits for the threads; after a signal not for ever: one may be within a long operation."""
+        stopped = self.error is not None and not isinstance(self.error, Exception)
+        latest = time.monotonic() + STOP_SECONDS
+        for thread in self.threads:
+            if thread.ident is not None:  # a signal can come before all are started
+                thread.join(max(0.0, latest - time.monotonic()) if stopped else None)
 
     def _check_inputs(self) -> None:
         for (model, file), descriptor in self.descriptors.items():
