@@ -208,6 +208,8 @@ def test_places_that_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     with pytest.raises(UsageError, match="never replaced"):
         check_place(folder(), tmp_path, set())
+    with pytest.raises(OutputError, match="name too long"):
+        check_place(Layout("z" * 300, folder=False, files=()), tmp_path, set())
     os.mkfifo(tmp_path / "y")
     with pytest.raises(UsageError, match="no regular file"):
         check_place(Layout("y", folder=False, files=()), tmp_path, set())

@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,7 @@ import torch
 from safetensors.torch import save_file
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+MOMENTS = ("start", "partial", "work")
 NAME = "weighted_sum.safetensors"
 OLD = b"what was there before"
 SAID = "runner: interrupted. Nothing unfinished is left behind.\n"
@@ -30,7 +33,7 @@ class Tally:
     """What the rounds came to.
 
     Attributes:
-        ended: how often which signal met what: "start" (no partial yet), "work", "done".
+        ended: how often which signal met what: a stage, "start" (no partial yet), "work", "done".
         seconds: from each signal that can be caught to the end.
         partials: how often one was left, by SIGKILL.
     """
@@ -50,8 +53,18 @@ class Merges:
         tensor = torch.randn(1 << 20)
         for number, name in enumerate("ab"):
             save_file({f"k{at}": tensor + at + number for at in range(10)}, folder / f"{name}.safetensors")
-        self.arguments = ["recipe=weighted_sum", "recipe.models.a=a.safetensors", "recipe.models.b=b.safetensors"]
-        self.arguments += ["output_dir=out", "progress=off", "threads=2", "digests=fresh"]
+        self.arguments = [
+            "recipe=weighted_sum",
+            "recipe.models.a=a.safetensors",
+            "recipe.models.b=b.safetensors",
+        ]
+        self.arguments += [
+            "output_dir=out",
+            "progress=off",
+            "threads=2",
+            "digests=fresh",
+            "hydra.run.dir=run",
+        ]
         started = time.monotonic()
         self.check_that_it_runs()
         self.usual_seconds = time.monotonic() - started
@@ -76,22 +89,32 @@ class Merges:
         assert [path.name for path in self.out.iterdir()] == [NAME]
         self.whole = hashlib.sha256((self.out / NAME).read_bytes()).hexdigest()
 
-    def round(self, chance: random.Random, tally: Tally) -> None:
-        """A merge ended by a signal: nothing is torn, and only SIGKILL may leave a partial."""
+    def round(self, number: int, moment: str, chance: random.Random, tally: Tally) -> None:
+        """A merge ended by a signal: nothing is torn, and only SIGKILL may leave a partial.
+
+        Args:
+            number: of the signal.
+            moment: after which it comes, by chance: "start", "partial", or when it is at "work".
+            chance: for how long after.
+            tally: is added to.
+        """
         replaces = chance.random() < 0.5
+        shutil.rmtree(self.folder / "run", ignore_errors=True)
+        log = self.folder / "run" / "run.log"
         (self.out / NAME).unlink(missing_ok=True)
         if replaces:
             (self.out / NAME).write_bytes(OLD)
-        number = chance.choice(SIGNALS)
         left = partials(self.out)  # by an earlier round
         process = self.start()
         try:
-            if chance.random() < 0.7:  # while it is at work
-                while process.poll() is None and not partials(self.out) - left:
-                    time.sleep(0.002)
+            if moment == "start":
+                time.sleep(chance.uniform(0.1, self.usual_seconds))
+            elif moment == "partial":
+                _wait(process, lambda: bool(partials(self.out) - left))
                 time.sleep(chance.uniform(0, 0.5 * self.usual_seconds))
             else:
-                time.sleep(chance.uniform(0.1, 1.2 * self.usual_seconds))
+                _wait(process, lambda: log.exists() and "import: " in log.read_text())
+                time.sleep(chance.uniform(0, 0.3 * self.usual_seconds))
             at_work = bool(partials(self.out) - left)
             process.send_signal(number)
             started = time.monotonic()
@@ -105,6 +128,9 @@ class Merges:
         if number != signal.SIGKILL:
             tally.seconds.append(seconds)
         when = "done" if process.returncode == 0 else "work" if at_work else "start"
+        if process.returncode > 0 and (self.folder / "run" / "run.json").exists():
+            error = json.loads((self.folder / "run" / "run.json").read_text())["run"]["error"]
+            when = error["stage"] if error else "done"
         tally.ended[signal.Signals(number).name, when] += 1
         tally.partials += made
 
@@ -123,6 +149,11 @@ class Merges:
         assert own or errors == (SAID if code == 128 + number else ""), errors  # own: Python's, before ours
         for path in self.folder.rglob("run.json"):
             json.loads(path.read_text())
+
+
+def _wait(process: subprocess.Popen[str], seen: Callable[[], bool]) -> None:
+    while process.poll() is None and not seen():
+        time.sleep(0.002)
 
 
 def partials(folder: Path) -> set[tuple[int, int]]:
@@ -146,7 +177,7 @@ def rounds(count: int, seed: int, folder: Path, *, second: bool) -> Tally:
     """
     chance, tally, merges = random.Random(seed), Tally(), Merges(folder)
     for number in range(count):
-        merges.round(chance, tally)
+        merges.round(SIGNALS[number % 4], MOMENTS[number // 4 % 3], chance, tally)
         if second or number == count - 1:
             merges.check_that_it_runs()
     return tally
