@@ -477,7 +477,8 @@ class _Worker:
                     return self.scratch.run(job, start, count, data, torch.device(CPU), self.measured)
                 return self.scratch.run(job, start, count, data, torch_device(self.device), self.measured)
         except torch.OutOfMemoryError:
-            return self._with_less(job, start, count, data)
+            pass  # its traceback holds what the GPU computed so far: to be let go before the next try
+        return self._with_less(job, start, count, data)
 
     def _gives_the_same(self, job: Job, start: int, count: int, data: memoryview) -> bool:
         """Whether a GPU gives the host's bytes: compared at the first piece of each method it runs.

@@ -83,6 +83,8 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
         text = describe(plan, placement, free_bytes(output_dir), all_keys=settings.job.keys == "all")
         log.debug("%s", text)
         if settings.job.name == "merge":
+            with suppress(FileNotFoundError):  # of an earlier run: it must not stand beside another model
+                (folder / "run.json").unlink()
             path = merge(plan, placement, settings, output_dir, record)
             text = report(path, plan, record)
     except BaseException as error:

@@ -43,7 +43,7 @@ class Disk:
         self.fault = fault
         self.number = number
         self.name: str | None = None  # of the call that went wrong
-        self._count = 0
+        self.count = 0
         self._lock = threading.Lock()
         self._opened: set[int] = set()
         self._unsynced: dict[tuple[int, int], int] = {}  # device and inode → a descriptor of its own
@@ -111,8 +111,8 @@ class Disk:
                 TRANSFERS if self.fault == "short" else WRITES
             ):
                 return None
-            self._count += 1
-            if self._count <= self.number:
+            self.count += 1
+            if self.count <= self.number:
                 return None
             self.name = name
             return self.fault
