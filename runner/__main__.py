@@ -23,6 +23,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import (
     ConfigCompositionException,
@@ -105,15 +106,22 @@ def _hydra_main(config: DictConfig) -> None:
     except (Exception, KeyboardInterrupt, Interrupted) as error:
         log.debug("failed", exc_info=error)
         code, message, summary = tell(error, folder / "run.log"), str(error), {}
+        if not swept and code != 1 and _is_without_recipe(context):
+            _leave_nothing(folder)
+            sys.exit(code)
         _record_failure(folder, overrides, code, message)
+        if not swept:
+            sys.exit(code)
         interrupted = not isinstance(error, Exception)
+    if not swept and _is_without_recipe(context):
+        _leave_nothing(folder)
     if swept:
         with suppress(OutputError):  # a job without a status counts as failed
             write_status(folder, overrides, code, message, summary)
             if interrupted:  # Hydra asks for the end of a sweep only if there are no more jobs
                 write_tables(Path(context.sweep.dir))
-    if code and (interrupted or not swept):
-        sys.exit(code)
+        if interrupted:
+            sys.exit(code)
 
 
 def _job(
@@ -148,6 +156,24 @@ def _job(
     finally:
         with suppress(OSError):
             own.rmdir()  # succeeds only if nothing was written there
+
+
+def _is_without_recipe(context: HydraConf) -> bool:
+    """Whether the job is one that answers on the spot: its folder would hold what was asked, and no more."""
+    return context.runtime.choices.get("job") not in RECIPE_JOBS
+
+
+def _leave_nothing(folder: Path) -> None:
+    """Removes the folder of a run that has nothing to record, and those above it that are empty then."""
+    written = [folder / ".hydra" / f"{name}.yaml" for name in ("config", "hydra", "overrides")]
+    with suppress(OSError):
+        for file in (*written, folder / "run.log"):
+            file.unlink(missing_ok=True)
+        (folder / ".hydra").rmdir()
+        folder.rmdir()
+        if (runs := folder.parents[1]).name == "runs":  # nobody chose another place
+            folder.parent.rmdir()
+            runs.rmdir()
 
 
 def _record_failure(folder: Path, overrides: Sequence[str], code: int, message: str) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from runner.files import InputFile
 from runner.tensors import TensorSpec
 
+SIDECAR = ".tensors.json"  # after the name of a model: the digests of its tensors, beside it
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
@@ -71,12 +73,19 @@ class OutputFile:
         header: the bytes before the data.
         tensors: key → (offset of its data in the file, dtype and shape), in file order.
         nbytes: size of the whole file.
+        stamp: position in the header of the 64 digits of the data's SHA-256, zeros until it is known.
     """
 
     name: str
     header: bytes
     tensors: Mapping[str, tuple[int, TensorSpec]]
     nbytes: int
+    stamp: int
+
+    def stamped(self, digest: str) -> bytes:
+        """The header as it is when the data's digest is known; as long as before."""
+        digits = digest.encode()
+        return self.header[: self.stamp] + digits + self.header[self.stamp + len(digits) :]
 
 
 @dataclass(frozen=True, slots=True)

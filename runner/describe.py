@@ -10,7 +10,8 @@ from runner.errors import counted, escape
 from runner.formats import FORMATS
 from runner.place import Placement
 from runner.plan import BUFFER, COPIED, KEPT, MERGED, Job, Plan, Value
-from runner.record import RunRecord, roles_of
+from runner.provenance import roles_of
+from runner.record import RunRecord
 from runner.resolve import Model, Resolved
 from runner.tables import size, table
 
@@ -47,6 +48,9 @@ def report(path: Path, plan: Plan, record: RunRecord) -> str:
     moved = record.run["residual" if lora else "moved"]
     primary = escape(plan.resolved.primary.checkpoint.label)
     lines = [str(path), f"  sha256 {output['sha256']}, {size(output['bytes'])}"]
+    if not plan.layout.folder:
+        (file,) = output["files"]
+        lines.append(f"  AutoV2 {file['auto_v2']}, AutoV3 {file['auto_v3']}")
     if moved:
         distances = ", ".join(
             f"{name} {100 * found['relative']:.2g} %"

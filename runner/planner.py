@@ -13,8 +13,9 @@ from runner.architectures import Architecture
 from runner.architectures.layouts import single_file_name
 from runner.architectures.ties import Made
 from runner.arrange import arrange
-from runner.checkpoint import Layout
-from runner.errors import IncompatibleError, KeyPath, counted, escape, quote
+from runner.builtin import built_in, lacking
+from runner.checkpoint import Checkpoint, Layout
+from runner.errors import IncompatibleError, KeyPath, RecipeError, counted, escape, quote
 from runner.factors import Module, dialect_for, module_name, network_metadata
 from runner.formats import FORMATS
 from runner.lora.algebra import Kind
@@ -60,10 +61,15 @@ def make_plan(resolved: Resolved, metadata: Mapping[str, str]) -> Plan:
     planner.example.update(given.example)
     planner.raise_if_unfit(given.unfit)
     output = resolved.recipe.output
+    specs = {key: made.spec for key, made in arrangement.made.items()}
+    carrier: Checkpoint | dict[str, bytes] | None = resolved.carrier
+    if carrier is None and resolved.output_format == "diffusers":
+        carrier = built_in(resolved, specs)
+        planner.notes.append(lacking(resolved, specs))
     layout = FORMATS[resolved.output_format].layout(
         output.name,
-        {key: made.spec for key, made in arrangement.made.items()},
-        resolved.carrier,
+        specs,
+        carrier,
         metadata,
         output.max_shard_bytes,
     )
@@ -142,11 +148,13 @@ class _Planner:
         self.specs = [model.view.specs for model in resolved.models]
         self.dropped: dict[str, dict[str, None]] = {}
         self.widened: dict[str, None] = {}
+        self.notes: list[str] = []
         self.deviations: dict[str, dict[str, None]] = {}
         self.unfit: dict[str, dict[str, None]] = {}
         self.example: dict[str, str] = {}
         self._keys: dict[int, dict[str, None]] = {}
         self._unlike: dict[int, frozenset[str]] = {}
+        self._checked: set[tuple[int, tuple[Value, ...]]] = set()
         self.nonfinite = frozenset(_nonfinite(resolved.merge))
         self._first: dict[Structure, KeyPath] = {}
         self._paths: dict[int, KeyPath] = {}
@@ -231,7 +239,14 @@ class _Planner:
                 numbers[name] = tuple(one.at(key, place) for one in weighting)
             else:
                 numbers[name] = weighting.at(key, place)
-        return {**numbers, **merge.choices}
+        parameters = {**numbers, **merge.choices}
+        together = id(merge), tuple(parameters.values())
+        if together not in self._checked:
+            if wrong := merge.method.check(**parameters):
+                where = ".".join(map(str, (*merge.path, merge.method.name)))
+                raise RecipeError(f"{where}: {wrong} (for tensor {quote(key)})")
+            self._checked.add(together)
+        return parameters
 
     def _is_left(self, merge: BoundMerge, key: str) -> bool:
         """Whether a compat merge leaves the component of a key as it is in a.
@@ -573,6 +588,7 @@ class _Planner:
     def warnings(self, jobs: tuple[Job, ...]) -> Iterable[str]:
         """What the user should know before the merge runs."""
         yield from self.resolved.warnings
+        yield from self.notes
         for reason, keys in (*self.dropped.items(), *self.deviations.items()):
             yield f"{reason} ({_listed(keys, self.resolved)})"
         if self.widened:

@@ -11,6 +11,7 @@ from runner.errors import KeyPath, Location, Problems, nearest, quote
 from runner.tensors import OUTPUT_DTYPES
 
 COMPUTE_DTYPES = ("float32", "float64")
+PREDICTION_TYPES = ("epsilon", "v_prediction")
 MAX_SEED = 2**64 - 1
 MAX_TEXT_BYTES = 4096  # of a text in the header of a model
 MAX_SIZE = 2**63  # bytes; no file system holds more
@@ -22,7 +23,7 @@ SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]i?)?B?", re.ASCII)
 _RECIPE_KEYS = ("components", "output", "compute_dtype", "description", "author", "license")
 _POLICY_KEYS = ("force", "missing", "extra", "shapes", "integers", "ema", "nonfinite", "extrapolate")
 _MERGE_KEYS = ("method", "models", "compat", "seed", *_POLICY_KEYS)
-_OUTPUT_KEYS = ("name", "format", "dtype", "max_shard_size", "config")
+_OUTPUT_KEYS = ("name", "format", "dtype", "max_shard_size", "config", "prediction_type")
 _SOURCE_KEYS = ("source", "sha256", "variant")
 
 # Everything a recipe may say beside the parameters of its method.
@@ -57,7 +58,8 @@ class Policies:
             first input channels of an inpainting model and the like with a plain model, and is an error
             for all other shapes.
         integers: integer tensors that differ: "error", or "keep" the primary's.
-        ema: model_ema.* copies: "drop" them with a warning, or "keep" and merge them like the others.
+        ema: running means of the weights: "drop" them with a warning, "keep" and merge them like the
+            others, or "use" them in place of the weights.
         nonfinite: globs of keys that may hold NaN or Inf.
         extrapolate: whether a parameter may leave its usual range.
     """
@@ -77,7 +79,7 @@ _POLICY_WORDS = {
     "extra": ("error", "drop", "keep"),
     "shapes": ("error", "keep", "channels"),
     "integers": ("error", "keep"),
-    "ema": ("drop", "keep"),
+    "ema": ("drop", "keep", "use"),
 }
 
 
@@ -122,7 +124,8 @@ class Output:
         dtype: by component, "default" for the others; empty: each tensor as in the primary.
         max_shard_bytes: weight files of a diffusers folder are split at this size.
         config: the pipeline a diffusers folder's other files come from; None: the primary, or another
-            model of the recipe that is a folder.
+            model of the recipe that is a folder, or built-in ones.
+        prediction_type: what the model predicts, for built-in configs; None: what the primary says.
     """
 
     name: str
@@ -130,6 +133,7 @@ class Output:
     dtype: Mapping[str, str] = field(default_factory=dict)
     max_shard_bytes: int | None = None
     config: Source | None = None
+    prediction_type: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +334,7 @@ class _Parser:
             dtype=self.dtypes(tree.get("dtype")),
             max_shard_bytes=max_shard_bytes,
             config=self.config(tree.get("config")),
+            prediction_type=self.word(tree, "prediction_type", ("output",), PREDICTION_TYPES),
         )
 
     def config(self, value: object) -> Source | None:

@@ -20,8 +20,9 @@ from runner.place import Placement, place
 from runner.plan import Plan
 from runner.planner import make_plan
 from runner.progress import progress, say
+from runner.provenance import merge_identities
 from runner.recipe import parse_recipe
-from runner.record import RunRecord, header_metadata, merge_identities
+from runner.record import RunRecord, header_metadata
 from runner.resolve import Resolved, resolve
 from runner.write import Staging, check_place, free_bytes, write_file
 
@@ -60,14 +61,21 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
     Raises:
         RunnerError: whatever is wrong; run.json then tells of it too.
     """
-    record = RunRecord([(file.name, file.sha256) for file in recipe.files], recipe.overrides)
+    record = RunRecord(recipe.files, recipe.overrides, folder / "run.log")
     output_dir = settings.output_dir or folder
     path = None
     try:
         with record.stage("resolve"):
             parsed = parse_recipe(recipe.name, recipe.tree, recipe.locate)
             offline = settings.hub == "offline"
-            resolved = resolve(parsed, recipe.locate, settings.models_dir, settings.cache_dir, offline)
+            resolved = resolve(
+                parsed,
+                recipe.locate,
+                settings.models_dir,
+                settings.cache_dir,
+                offline,
+                settings.model_folders,
+            )
             record.resolved(resolved)
         with record.stage("plan"):
             plan = make_plan(resolved, header_metadata(resolved))
@@ -128,20 +136,21 @@ def merge(plan: Plan, placement: Placement, settings: Settings, output_dir: Path
             identities = merge_identities(plan.resolved, digests.wait()) if plan.draws else {}
             outcome = execute(plan, placement, staging, advance, identities)
         with record.stage("sync"):
+            staging.stamp(outcome.contents)
             staging.sync()
-        if settings.verify:
-            with record.stage("verify"):
-                staging.verify(outcome.written, placement.threads)
+        with record.stage("verify" if settings.verify else "hash"):
+            hashes = staging.read_back(outcome.written, placement.threads)
+            if settings.verify:
                 _parse_again(staging)
         with record.stage("digest"):
             known = digests.wait()
         check_sources(plan.resolved, known)
         record.read(plan.resolved, known)
-        record.written(plan, outcome)
+        sidecar = record.written(plan, outcome, hashes)
         if plan.keeps_primary and not any(difference for difference, _ in outcome.moved.values()):
             record.warn(f"the result equals {quote(plan.resolved.primary.checkpoint.label)}: nothing moved")
         with record.stage("publish"):
-            staging.publish()
+            staging.publish(sidecar)
     return target
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ from torch import Tensor
 from runner.digests import InputDigests
 from runner.errors import KeyPath, Location
 from runner.execute import Outcome, execute
+from runner.formats.safetensors import output_file
 from runner.place import Devices, place
 from runner.plan import Plan
 from runner.planner import make_plan
+from runner.provenance import merge_identities
 from runner.recipe import parse_recipe
-from runner.record import header_metadata, merge_identities
+from runner.record import header_metadata
 from runner.resolve import Resolved, resolve
+from runner.tensors import TensorSpec
 from runner.write import Staging, check_place
 
 # Shapes that occur in real checkpoints, the awkward ones too.
@@ -51,6 +55,21 @@ def write_models(
     for name, tensors in written.items():
         save_file(tensors, folder / f"{name}.safetensors", {"format": "pt"})
     return written
+
+
+def header_only(path: Path, specs: Mapping[str, TensorSpec], **metadata: str) -> Path:
+    """A file with a header and a hole for the data."""
+    planned = output_file("", specs, {name.replace("__", "."): text for name, text in metadata.items()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(planned.header)
+    os.truncate(path, planned.nbytes)
+    return path
+
+
+def data_of(path: Path) -> bytes:
+    """What stands behind the header of a safetensors file."""
+    content = path.read_bytes()
+    return content[8 + int.from_bytes(content[:8], "little") :]
 
 
 def here(path: KeyPath) -> Location:
@@ -88,8 +107,9 @@ def merge(
         identities = merge_identities(plan.resolved, digests.wait())
     with Staging(plan.layout, target) as staging:
         outcome = execute(plan, placement, staging, lambda count: None, identities)
+        staging.stamp(outcome.contents)
         staging.sync()
-        staging.verify(outcome.written, threads)
+        staging.read_back(outcome.written, threads)
         staging.publish()
     return target, outcome
 

@@ -26,6 +26,8 @@ MAX_TENSORS = 250_000
 MAX_DIMENSIONS = 64
 MAX_KEY_BYTES = 512
 MAX_BITS = 1 << 63
+CONTENT_HASH = "modelspec.hash_sha256"  # SHA-256 of all bytes behind the header
+_UNKNOWN = "0x" + 64 * "0"
 
 _RENAME = "its name is wrong: call it .ckpt if that is what you expect it to be"
 # What a file that is no safetensors file begins with, and what it is.
@@ -78,7 +80,7 @@ class SafetensorsFile:
         self,
         name: str,
         specs: Mapping[str, TensorSpec],
-        carrier: Checkpoint | None,
+        carrier: Checkpoint | Mapping[str, bytes] | None,
         metadata: Mapping[str, str],
         max_shard_bytes: int | None,
     ) -> Layout:
@@ -204,12 +206,13 @@ def output_file(name: str, specs: Mapping[str, TensorSpec], metadata: Mapping[st
     Args:
         name: of the file inside the output folder, "" for a single file.
         specs: what it will hold; ordered here as the reference implementation orders it.
-        metadata: for the header; "format" is always added.
+        metadata: for the header; "format" and the hash of the data are always added, the latter as zeros.
     """
     order = canonical_order(specs)
     ends = list(itertools.accumulate(specs[key].nbytes for key in order))
     begins = [0, *ends[:-1]]
-    entries: dict[str, Any] = {"__metadata__": dict(sorted({**metadata, "format": "pt"}.items()))}
+    said = {**metadata, "format": "pt", CONTENT_HASH: _UNKNOWN}
+    entries: dict[str, Any] = {"__metadata__": dict(sorted(said.items()))}
     for key, begin, end in zip(order, begins, ends, strict=True):
         spec = specs[key]
         entries[key] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [begin, end]}
@@ -217,7 +220,8 @@ def output_file(name: str, specs: Mapping[str, TensorSpec], metadata: Mapping[st
     text += b" " * (-len(text) % 8)
     header = len(text).to_bytes(8, "little") + text
     tensors = {key: (len(header) + begin, specs[key]) for key, begin in zip(order, begins, strict=True)}
-    return OutputFile(name, header, tensors, len(header) + (ends[-1] if ends else 0))
+    stamp = header.index(f'"{CONTENT_HASH}":"{_UNKNOWN}"'.encode()) + len(f'"{CONTENT_HASH}":"0x')
+    return OutputFile(name, header, tensors, len(header) + (ends[-1] if ends else 0), stamp)
 
 
 def canonical_order(specs: Mapping[str, TensorSpec]) -> list[str]:

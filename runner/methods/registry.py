@@ -134,6 +134,8 @@ class Method:
             Tools that have such a filter also leave alone what another model lacks.
         idempotent: whether operands that are all equal are the result. Products of their shares need
             not add up to the last bit, so the executor restores the common value.
+        check: what is wrong with parameters that are each in their range but do not go together, asked
+            while planning; None: nothing.
         result_is: the number of the operand that is the result for these parameters, unchanged;
             None if it must be computed. Then the other models are not even read.
         rank: of a method that gives factors their rank: from the shape of the tensor, the ranks of the
@@ -163,6 +165,7 @@ class Method:
     reads: Reads = "compute"
     merges: Callable[[str], bool] | None = None
     idempotent: bool | Callable[..., bool] = False
+    check: Callable[..., str | None] = lambda **_: None
     result_is: Callable[..., int | None] = lambda **_: None
     rank: Callable[..., int] | None = None
     refuses: Mapping[str, str] = field(default_factory=dict)
@@ -211,6 +214,7 @@ def method(
     reads: Reads = "compute",
     merges: Callable[[str], bool] | None = None,
     idempotent: bool | Callable[..., bool] = False,
+    check: Callable[..., str | None] = lambda **_: None,
     result_is: Callable[..., int | None] = lambda **_: None,
     rank: Callable[..., int] | None = None,
     refuses: Mapping[str, str] | None = None,
@@ -247,6 +251,7 @@ def method(
                 reads=reads,
                 merges=merges,
                 idempotent=idempotent,
+                check=check,
                 result_is=result_is,
                 rank=rank,
                 refuses=refuses or {},
@@ -266,6 +271,13 @@ def either_end(alpha: float, **_: object) -> int | None:
 def first_without_scale(scale: float, **_: object) -> int | None:
     """For result_is: the base, if what is added to it is scaled by 0."""
     return 0 if scale == 0 else None
+
+
+def cancelling(weight: tuple[float, ...], **_: object) -> str | None:
+    """For check: weights are divided by their sum, so that it can not be 0."""
+    if abs(sum(weight)) > 1e-8 * sum(map(abs, weight)):
+        return None
+    return "the weights add up to 0; give others"
 
 
 def each(value: PerModel, count: int) -> list[float]:

@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 MOMENTS = ("start", "partial", "work")
 NAME = "weighted_sum.safetensors"
-OLD = b"what was there before"
+SIDECAR = f"{NAME}.tensors.json"
+OLD, OLD_SIDECAR = b"what was there before", b"and its digests"
 SAID = "runner: interrupted. Nothing unfinished is left behind.\n"
 
 
@@ -86,8 +87,9 @@ class Merges:
         process = self.start()
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
-        assert [path.name for path in self.out.iterdir()] == [NAME]
+        assert sorted(path.name for path in self.out.iterdir()) == [NAME, SIDECAR]
         self.whole = hashlib.sha256((self.out / NAME).read_bytes()).hexdigest()
+        self.sidecar = (self.out / SIDECAR).read_bytes()
 
     def round(self, number: int, moment: str, chance: random.Random, tally: Tally) -> None:
         """A merge ended by a signal: nothing is torn, and only SIGKILL may leave a partial.
@@ -101,9 +103,10 @@ class Merges:
         replaces = chance.random() < 0.5
         shutil.rmtree(self.folder / "run", ignore_errors=True)
         log = self.folder / "run" / "run.log"
-        (self.out / NAME).unlink(missing_ok=True)
-        if replaces:
-            (self.out / NAME).write_bytes(OLD)
+        for name, old in ((NAME, OLD), (SIDECAR, OLD_SIDECAR)):
+            (self.out / name).unlink(missing_ok=True)
+            if replaces:
+                (self.out / name).write_bytes(old)
         left = partials(self.out)  # by an earlier round
         process = self.start()
         try:
@@ -137,10 +140,13 @@ class Merges:
     def check(self, code: int, errors: str, number: int, replaces: bool) -> None:
         """The invariant, the exit code, and what is said."""
         entries = {path.name for path in self.out.iterdir() if not path.name.startswith(".rnr-")}
-        assert entries <= {NAME}
-        found = (self.out / NAME).read_bytes() if entries else None
+        assert entries <= {NAME, SIDECAR}
+        found = (self.out / NAME).read_bytes() if NAME in entries else None
+        sidecar = (self.out / SIDECAR).read_bytes() if SIDECAR in entries else None
         whole = found is not None and hashlib.sha256(found).hexdigest() == self.whole
         assert whole or found == (OLD if replaces else None), "torn"
+        assert sidecar in (self.sidecar if whole else OLD_SIDECAR if replaces else None, None)
+        assert code != 0 or sidecar
         assert code in (0, 128 + number, -number), (code, errors)
         assert whole or code != 0
         if "removed what a killed run had left" in errors:

@@ -9,14 +9,14 @@ from typing import Any
 from runner.errors import InputError, quote
 from runner.files import read_file
 from runner.formats.strict_json import parse_object
-from runner.resolve import Model
+from runner.models import Model
 
 _SCHEDULER = "scheduler/scheduler_config.json"
 _WORDS = {"eps": "epsilon", "v_prediction": "v", "v-prediction": "v", "flow_prediction": "flow"}
-# Ids of ModelSpec that say it: Stable Diffusion 2 comes in both kinds.
-_SPEC_IDS = {"stable-diffusion-v2-512": "epsilon", "stable-diffusion-v2-768-v": "v"}
+# Ids of ModelSpec that say it. That of Stable Diffusion 2 in general, v2-512, stands in files of both kinds.
+_SPEC_IDS = {"stable-diffusion-v2-768-v": "v"}
 _FLOW = ("sd3", "sd35_large", "flux")  # architectures trained on nothing else
-_ZERO = ", zero terminal SNR"
+ZERO = ", zero terminal SNR"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +65,13 @@ def _markers(keys: Any) -> Iterator[Prediction]:
         yield Prediction("v", "tensor edm_vpred.sigma_max", " with EDM's sigmas")
     elif "v_pred" in keys:
         zero = "ztsnr" in keys
-        yield Prediction("v", "tensors v_pred, ztsnr" if zero else "tensor v_pred", _ZERO if zero else "")
+        yield Prediction("v", "tensors v_pred, ztsnr" if zero else "tensor v_pred", ZERO if zero else "")
 
 
 def _scheduler(config: Mapping[str, Any]) -> Iterator[Prediction]:
     """What the config of a scheduler says. One that says nothing is read as epsilon."""
     kind, name = config.get("prediction_type"), str(config.get("_class_name", ""))
-    zero = _ZERO if config.get("rescale_betas_zero_snr") is True else ""
+    zero = ZERO if config.get("rescale_betas_zero_snr") is True else ""
     if "FlowMatch" in name:
         yield Prediction("flow", f"{_SCHEDULER}: {quote(name)}")
     elif kind is None:
@@ -90,7 +90,7 @@ def _metadata(metadata: Mapping[str, str]) -> Iterator[Prediction]:
     flag = metadata.get("ss_v_parameterization", "").lower()
     if flag in ("true", "false"):
         zero = metadata.get("ss_zero_terminal_snr", "").lower() == "true"
-        yield Prediction("v" if flag == "true" else "epsilon", "ss_v_parameterization", _ZERO if zero else "")
+        yield Prediction("v" if flag == "true" else "epsilon", "ss_v_parameterization", ZERO if zero else "")
 
 
 def _word(value: object) -> str:
