@@ -26,6 +26,7 @@ def canonical_recipe(recipe: Recipe) -> dict[str, Any]:
         "max_shard_bytes": recipe.output.max_shard_bytes,
         "config": canonical_source(recipe.output.config) if recipe.output.config else None,
         "prediction_type": recipe.output.prediction_type,
+        "hide_names": recipe.output.hide_names,
     }
     components = {name: canonical_source(source) for name, source in recipe.components.items()}
     texts = {"description": recipe.description, "author": recipe.author, "license": recipe.license}
@@ -67,7 +68,7 @@ def _ordered(value: Any) -> Any:
 def canonical_source(source: Source) -> dict[str, str]:
     """How a source is named wherever it lies: by its file or folder alone, and its variant."""
     named = source.name.startswith(("demo:", "hf:"))
-    name = source.name if named else PurePath(source.name).name
+    name = source.alias or (source.name if named else PurePath(source.name).name)
     result = {"source": name}
     if source.variant:
         result["variant"] = source.variant

@@ -70,7 +70,8 @@ class OutputFile:
 
     Attributes:
         name: inside the output folder; "" if the output is this file.
-        header: the bytes before the data.
+        header: the bytes before the data. Where it says what is known at the end alone, such as digests,
+            its length is final from the start and what stands there is not.
         tensors: key → (offset of its data in the file, dtype and shape), in file order.
         nbytes: size of the whole file.
         stamp: position in the header of the 64 digits of the data's SHA-256, zeros until it is known.
@@ -97,12 +98,14 @@ class Layout:
         folder: whether it is a folder.
         files: the weight files, in the order in which they are written.
         texts: name inside the folder → content.
+        described: index of the weight file whose header says what the model is.
     """
 
     name: str
     folder: bool
     files: tuple[OutputFile, ...]
     texts: Mapping[str, bytes] = field(default_factory=dict)
+    described: int = 0
 
     @property
     def nbytes(self) -> int:

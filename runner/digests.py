@@ -17,6 +17,7 @@ from runner import cachefile
 from runner.checkpoint import Checkpoint
 from runner.errors import RunnerError
 from runner.files import InputFile, read_into
+from runner.hashes import auto_v1
 
 HASH_PIECE_BYTES = 4 << 20  # large: between pieces a thread waits for the interpreter, busy importing torch
 SWITCH_SECONDS = 0.001  # hashing threads then wait less for the one that imports torch
@@ -171,6 +172,19 @@ def model_digest(checkpoint: Checkpoint, digests: Mapping[InputFile, str]) -> st
     return folder_digest(
         [(digests[file], file.path.relative_to(checkpoint.root).as_posix()) for file in checkpoint.files]
     )
+
+
+def legacy_hash(file: InputFile) -> str:
+    """A1111's legacy hash (AutoV1) of a file.
+
+    Raises:
+        InputError: it changed, or ends early.
+    """
+    descriptor = file.open()
+    try:
+        return auto_v1(descriptor, file.identity.size, file.label)
+    finally:
+        os.close(descriptor)
 
 
 def folder_digest(files: Sequence[tuple[str, str]]) -> str:

@@ -23,7 +23,7 @@ SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]i?)?B?", re.ASCII)
 _RECIPE_KEYS = ("components", "output", "compute_dtype", "description", "author", "license")
 _POLICY_KEYS = ("force", "missing", "extra", "shapes", "integers", "ema", "nonfinite", "extrapolate")
 _MERGE_KEYS = ("method", "models", "compat", "seed", *_POLICY_KEYS)
-_OUTPUT_KEYS = ("name", "format", "dtype", "max_shard_size", "config", "prediction_type")
+_OUTPUT_KEYS = ("name", "format", "dtype", "max_shard_size", "config", "prediction_type", "hide_names")
 _SOURCE_KEYS = ("source", "sha256", "variant")
 
 # Everything a recipe may say beside the parameters of its method.
@@ -39,12 +39,14 @@ class Source:
         sha256: the digest it must have, 64 lower-case digits; None: any.
         variant: which weight files of a diffusers folder, "fp16"; None: the plain ones.
         path: where in the recipe it stands.
+        alias: what stands for its name in the result; "": the name itself.
     """
 
     name: str
     sha256: str | None = None
     variant: str | None = None
     path: KeyPath = field(default=(), compare=False)
+    alias: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,7 @@ class Output:
         config: the pipeline a diffusers folder's other files come from; None: the primary, or another
             model of the recipe that is a folder, or built-in ones.
         prediction_type: what the model predicts, for built-in configs; None: what the primary says.
+        hide_names: whether the result says of its inputs what they are, but not how their files are called.
     """
 
     name: str
@@ -134,6 +137,7 @@ class Output:
     max_shard_bytes: int | None = None
     config: Source | None = None
     prediction_type: str | None = None
+    hide_names: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,12 +202,16 @@ class _Parser:
     def __init__(self, problems: Problems) -> None:
         self.problems = problems
         self.compute_dtype = "float32"
+        self.aliases: dict[str, str] | None = None  # by name, if names are hidden
 
     def recipe(self, name: str, tree: Mapping[str, Any]) -> Recipe:
         self.compute_dtype = self.word(tree, "compute_dtype", (), COMPUTE_DTYPES) or "float32"
+        output = tree.get("output")
+        if isinstance(output, Mapping) and self.flag(output, "hide_names", ("output",)):
+            self.aliases = {}
         merge = self.merge(tree, (), Policies(), seed=0)
         components = self.components(tree.get("components"))
-        output = self.output(tree.get("output", {}), name)
+        stored = self.output(tree.get("output", {}), name)
         texts = {key: self.text(tree, key, ()) for key in ("description", "author", "license")}
         for key, text in texts.items():
             if len(text.encode()) > MAX_TEXT_BYTES:
@@ -211,7 +219,7 @@ class _Parser:
                     (key,), f"{len(text.encode())} bytes; a header holds at most {MAX_TEXT_BYTES}"
                 )
         self.problems.raise_if_any()
-        return Recipe(name, merge, output, self.compute_dtype, **texts, components=components)
+        return Recipe(name, merge, stored, self.compute_dtype, **texts, components=components)
 
     def merge(self, tree: Mapping[str, Any], path: KeyPath, policies: Policies, seed: int) -> Merge:
         if path and tree.get("compute_dtype", self.compute_dtype) != self.compute_dtype:
@@ -295,7 +303,10 @@ class _Parser:
         sha256 = self.text(tree, "sha256", path).lower() or None
         if sha256 and not SHA256.fullmatch(sha256):
             self.problems.add((*path, "sha256"), f"expected 64 hexadecimal digits, found {quote(sha256)}")
-        return Source(name, sha256, self.text(tree, "variant", path) or None, path)
+        alias = ""
+        if self.aliases is not None:
+            alias = self.aliases.setdefault(name, f"input-{len(self.aliases) + 1}")
+        return Source(name, sha256, self.text(tree, "variant", path) or None, path, alias)
 
     def policies(self, tree: Mapping[str, Any], path: KeyPath, inherited: Policies) -> Policies:
         said: dict[str, Any] = {}
@@ -335,6 +346,7 @@ class _Parser:
             max_shard_bytes=max_shard_bytes,
             config=self.config(tree.get("config")),
             prediction_type=self.word(tree, "prediction_type", ("output",), PREDICTION_TYPES),
+            hide_names=self.aliases is not None,
         )
 
     def config(self, value: object) -> Source | None:

@@ -28,9 +28,9 @@ from runner.hashes import FileHashes
 from runner.machine import arithmetic, code_digests, machine, peak_bytes, versions
 from runner.masking import all_masked
 from runner.provenance import by_reason, components, deviations, dtypes, inputs, methods, output
-from runner.recipe import MAX_TEXT_BYTES
 from runner.repository import committed
 from runner.resolve import Resolved
+from runner.stated import clean_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,8 +74,7 @@ def header_metadata(resolved: Resolved) -> dict[str, str]:
         ),
     }
     for name in _FROM_PRIMARY:
-        text = getattr(recipe, name, "") or theirs.get(f"modelspec.{name}", "")
-        if text and len(text.encode()) <= MAX_TEXT_BYTES:
+        if text := getattr(recipe, name, "") or clean_text(theirs.get(f"modelspec.{name}")):
             spec[name] = text
     return {**metadata, **{f"modelspec.{name}": text for name, text in spec.items()}}
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from runner.card import NAME as CARD
+from runner.checkpoint import Layout
 from runner.compose import ComposedRecipe
 from runner.config import Settings
 from runner.describe import describe, report
@@ -16,14 +18,15 @@ from runner.digests import InputDigests, model_digest
 from runner.errors import InputError, MismatchError, OutputError, quote
 from runner.files import InputFile, look
 from runner.formats.safetensors import read_header
+from runner.origins import layout_with_origins, plan_with_origins
 from runner.place import Placement, place
 from runner.plan import Plan
-from runner.planner import make_plan
 from runner.progress import progress, say
 from runner.provenance import merge_identities
 from runner.recipe import parse_recipe
-from runner.record import RunRecord, header_metadata
+from runner.record import RunRecord
 from runner.resolve import Resolved, resolve
+from runner.statement import statement_of
 from runner.write import Staging, check_place, free_bytes, write_file
 
 log = logging.getLogger(__name__)
@@ -78,7 +81,7 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
             )
             record.resolved(resolved)
         with record.stage("plan"):
-            plan = make_plan(resolved, header_metadata(resolved))
+            plan = plan_with_origins(resolved)
             placement = place(
                 plan,
                 settings.placement,
@@ -90,10 +93,12 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
             record.planned(plan, placement)
         text = describe(plan, placement, free_bytes(output_dir), all_keys=settings.job.keys == "all")
         log.debug("%s", text)
+        made = None
         if settings.job.name == "merge":
-            with suppress(FileNotFoundError):  # of an earlier run: it must not stand beside another model
-                (folder / "run.json").unlink()
-            path = merge(plan, placement, settings, output_dir, record)
+            for name in ("run.json", CARD, _statement_name(plan.layout)):
+                # Of an earlier run in this folder: they must not stand beside another model.
+                (folder / name).unlink(missing_ok=True)
+            path, made = merge(plan, placement, settings, output_dir, record)
             text = report(path, plan, record)
     except BaseException as error:
         record.failed(error)
@@ -101,7 +106,10 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
             write_file(folder / "run.json", record.text().encode())
         raise
     try:
-        write_file(folder / "run.json", record.text().encode())
+        text_of_record = record.text().encode()
+        write_file(folder / "run.json", text_of_record)
+        if made is not None:
+            _write_beside(folder, plan, made, record, text_of_record)
     except OutputError as error:
         if path is not None:
             raise OutputError(
@@ -112,11 +120,32 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
     return Outcome(path, record)
 
 
-def merge(plan: Plan, placement: Placement, settings: Settings, output_dir: Path, record: RunRecord) -> Path:
+@dataclass(frozen=True)
+class Made:
+    """What a merge is known by when it is done.
+
+    Attributes:
+        layout: of the model, as it was written.
+        card: for people; part of a folder.
+        inputs: digests of the weight files.
+        outputs: digests of the model's weight files.
+        sidecar: the digests of its tensors.
+    """
+
+    layout: Layout
+    card: bytes
+    inputs: Mapping[InputFile, str]
+    outputs: Sequence[str]
+    sidecar: bytes
+
+
+def merge(
+    plan: Plan, placement: Placement, settings: Settings, output_dir: Path, record: RunRecord
+) -> tuple[Path, Made]:
     """Executes a plan: the model appears under its name whole, or not at all.
 
     Returns:
-        The path of the model.
+        The path of the model, and what it is known by.
     """
     for warning in plan.warnings:
         record.warn(warning)
@@ -135,6 +164,11 @@ def merge(plan: Plan, placement: Placement, settings: Settings, output_dir: Path
         with record.stage("execute"):
             identities = merge_identities(plan.resolved, digests.wait()) if plan.draws else {}
             outcome = execute(plan, placement, staging, advance, identities)
+        with record.stage("digest"):
+            known = digests.wait()
+            check_sources(plan.resolved, known)
+            layout, card = layout_with_origins(plan, known)
+            staging.fill(layout)
         with record.stage("sync"):
             staging.stamp(outcome.contents)
             staging.sync()
@@ -142,16 +176,31 @@ def merge(plan: Plan, placement: Placement, settings: Settings, output_dir: Path
             hashes = staging.read_back(outcome.written, placement.threads)
             if settings.verify:
                 _parse_again(staging)
-        with record.stage("digest"):
-            known = digests.wait()
-        check_sources(plan.resolved, known)
         record.read(plan.resolved, known)
-        sidecar = record.written(plan, outcome, hashes)
+        sidecar = record.written(replace(plan, layout=layout), outcome, hashes)
         if plan.keeps_primary and not any(difference for difference, _ in outcome.moved.values()):
             record.warn(f"the result equals {quote(plan.resolved.primary.checkpoint.label)}: nothing moved")
         with record.stage("publish"):
             staging.publish(sidecar)
-    return target
+    return target, Made(layout, card, known, [str(one.sha256) for one in hashes], sidecar)
+
+
+def _write_beside(folder: Path, plan: Plan, made: Made, record: RunRecord, text: bytes) -> None:
+    """Writes what stands beside the record: the card of a single file, and the statement.
+
+    Raises:
+        OutputError: the device refused.
+    """
+    if not made.layout.folder:
+        write_file(folder / CARD, made.card)
+    statement = statement_of(
+        plan.resolved, made.layout, made.outputs, made.inputs, record, text, made.sidecar
+    )
+    write_file(folder / _statement_name(made.layout), statement)
+
+
+def _statement_name(layout: Layout) -> str:
+    return f"{layout.name}.intoto.json"
 
 
 def _parse_again(staging: Staging) -> None:

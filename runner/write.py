@@ -187,6 +187,29 @@ class Staging:
         except OSError as error:
             raise _failed(self.target, error) from error
 
+    def fill(self, layout: Layout) -> None:
+        """Puts in what headers and texts say that is known at the end alone; before the headers are stamped.
+
+        Args:
+            layout: the planned one with its headers and texts as they are now: places and sizes of the
+                weight files are the same.
+
+        Raises:
+            OutputError: the device refused.
+        """
+        planned, self.layout = self.layout, layout
+        for number, (before, file) in enumerate(zip(planned.files, layout.files, strict=True)):
+            assert (before.name, before.nbytes) == (file.name, file.nbytes)
+            assert len(before.header) == len(file.header)
+            if before.header != file.header:
+                self._put(number, memoryview(file.header), 0)
+        try:
+            for name, text in layout.texts.items() if layout.folder else ():
+                if planned.texts.get(name) != text:
+                    self._write_text(name, text)
+        except OSError as error:
+            raise _failed(self.target, error) from error
+
     def stamp(self, contents: Sequence[str]) -> None:
         """Writes the digest of each weight file's data into its header, where zeros kept its place.
 
@@ -280,9 +303,7 @@ class Staging:
             raise OutputError(f"{quote(self.partial)}: cannot be made there", hint="give another output_dir")
         if self.layout.folder:
             for name, text in self.layout.texts.items():
-                path = self.partial / name
-                path.parent.mkdir(exist_ok=True)
-                write_new(path, text, os.O_EXCL)
+                self._write_text(name, text)
         for file in self.layout.files:
             if self.layout.folder:
                 path = self.path(file)
@@ -295,6 +316,11 @@ class Staging:
             allocate(self._descriptors[-1], file.nbytes)
         for number, file in enumerate(self.layout.files):
             self._put(number, memoryview(file.header), 0)
+
+    def _write_text(self, name: str, text: bytes) -> None:
+        path = self.partial / name
+        path.parent.mkdir(exist_ok=True)
+        write_new(path, text, os.O_TRUNC)
 
     def _open_locked(self) -> bool:
         """Makes and locks the partial; False if another run was quicker and it must be tried again.

@@ -15,12 +15,11 @@ from runner.digests import InputDigests
 from runner.errors import KeyPath, Location
 from runner.execute import Outcome, execute
 from runner.formats.safetensors import output_file
+from runner.origins import layout_with_origins, plan_with_origins
 from runner.place import Devices, place
 from runner.plan import Plan
-from runner.planner import make_plan
 from runner.provenance import merge_identities
 from runner.recipe import parse_recipe
-from runner.record import header_metadata
 from runner.resolve import Resolved, resolve
 from runner.tensors import TensorSpec
 from runner.write import Staging, check_place
@@ -85,7 +84,7 @@ def resolved(tree: Mapping[str, Any], models_dir: Path, cache: Path | None = Non
 def planned(tree: Mapping[str, Any], models_dir: Path, cache: Path | None = None) -> Plan:
     """A recipe, planned."""
     bound = resolved(tree, models_dir, cache)
-    return make_plan(bound, header_metadata(bound))
+    return plan_with_origins(bound)
 
 
 def merge(
@@ -104,9 +103,12 @@ def merge(
     placement = place(plan, Devices(("cpu",)), host_budget, threads, tile_elements)
     target = check_place(plan.layout, out, set())
     with InputDigests(plan.resolved.files, None, threads) as digests:
-        identities = merge_identities(plan.resolved, digests.wait())
+        known = digests.wait()
+        identities = merge_identities(plan.resolved, known)
     with Staging(plan.layout, target) as staging:
         outcome = execute(plan, placement, staging, lambda count: None, identities)
+        layout, _ = layout_with_origins(plan, known)
+        staging.fill(layout)
         staging.stamp(outcome.contents)
         staging.sync()
         staging.read_back(outcome.written, threads)

@@ -150,3 +150,9 @@ def test_what_is_not_in_the_schema_is_found(folder: Path) -> None:
         part["more"] = 1
         assert len(complaints(content)) == 1
         del part["more"]
+
+
+def test_a_record_without_the_names_of_files_is_as_the_schema_says(folder: Path) -> None:
+    content = recorded(folder, "hidden", tree(output={"name": "mix", "hide_names": True}))
+    assert not complaints(content)
+    assert [one["source"] for one in content["deterministic"]["inputs"]] == ["input-1", "input-2"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from runner.checkpoint import Layout, OutputFile
 from runner.errors import BusyError, MismatchError, OutputError, UsageError
-from runner.formats.safetensors import output_file
+from runner.formats.safetensors import filled, output_file
 from runner.read_back import Written, checksum
 from runner.tensors import TensorSpec
 from runner.write import Staging, check_place, write_file
@@ -52,6 +53,35 @@ def fill(staging: Staging) -> list[Written]:
 def whole(layout: Layout) -> bytes:
     """The only weight file of a layout, as it must be."""
     return layout.files[0].stamped(CONTENT) + DATA
+
+
+def described(text: str) -> Layout:
+    """The layouts with an entry in the header that is known at the end alone."""
+    return Layout("x.safetensors", folder=False, files=(output_file("", {"k": SPEC}, {"said": text}),))
+
+
+def test_what_is_known_at_the_end_alone_is_in_the_output_and_its_digest(tmp_path: Path) -> None:
+    planned = described("0" * 64)
+    final = filled(planned, {"said": "f" * 64})
+    with Staging(planned, tmp_path / "x.safetensors") as staging:
+        staging.fill(final)
+        written = fill(staging)
+        (hashes,) = staging.read_back(written, threads=2)
+        staging.publish()
+    content = (tmp_path / "x.safetensors").read_bytes()
+    assert content == whole(described("f" * 64))
+    assert hashes.sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_texts_that_are_known_at_the_end_alone_are_in_the_folder(tmp_path: Path) -> None:
+    planned = folder()
+    final = replace(planned, texts={**planned.texts, "README.md": b"digests"})
+    with Staging(planned, tmp_path / "x") as staging:
+        staging.fill(final)
+        staging.read_back(fill(staging), threads=1)
+        staging.publish()
+    assert (tmp_path / "x" / "README.md").read_bytes() == b"digests"
+    assert (tmp_path / "x" / "model_index.json").read_bytes() == b"{}"
 
 
 def entries(path: Path) -> list[str]:

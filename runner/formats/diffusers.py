@@ -102,6 +102,7 @@ class DiffusersFolder:
             components.setdefault(component, {})[inner] = spec
         main = next((name for name in MAIN_COMPONENTS if name in components), next(iter(components)))
         files: list[OutputFile] = []
+        described = 0
         assert carrier is not None  # resolve has found one
         texts = _carried(carrier, set(components)) if isinstance(carrier, Checkpoint) else dict(carrier)
         for component, inner_specs in components.items():
@@ -113,13 +114,16 @@ class DiffusersFolder:
             )
             names = list(shard_names(stem, len(parts)))
             for number, (file_name, part) in enumerate(zip(names, parts, strict=True)):
-                text = metadata if component == main and number == 0 else {}
-                file = output_file(f"{component}/{file_name}", part, text)
+                says_all = component == main and number == 0
+                described = len(files) if says_all else described
+                file = output_file(f"{component}/{file_name}", part, metadata if says_all else {})
                 tensors = {f"{component}/{inner}": place for inner, place in file.tensors.items()}
                 files.append(replace(file, tensors=tensors))
             if len(parts) > 1:
                 texts[f"{component}/{stem}.safetensors.index.json"] = _shard_index(names, parts)
-        return Layout(name, folder=True, files=tuple(files), texts=dict(sorted(texts.items())))
+        return Layout(
+            name, folder=True, files=tuple(files), texts=dict(sorted(texts.items())), described=described
+        )
 
 
 @dataclass

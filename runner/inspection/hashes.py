@@ -10,15 +10,15 @@ from pathlib import Path
 from blake3 import blake3
 
 from runner.checkpoint import Checkpoint
-from runner.digests import InputDigests, model_digest, remembered
+from runner.digests import InputDigests, legacy_hash, model_digest, remembered
 from runner.files import InputFile, read_into
-from runner.hashes import BLOCK_BYTES, FileHashes, auto_v1, feed
+from runner.hashes import BLOCK_BYTES, FileHashes, feed
 
 
 def known_hashes(checkpoint: Checkpoint, memory: Path | None) -> dict[InputFile, FileHashes]:
     """What is known of the files without reading them: digests of earlier runs, and 64 KiB."""
     known = remembered(checkpoint.files, memory)
-    return {file: FileHashes(_auto_v1(file), known.get(file)) for file in checkpoint.files}
+    return {file: FileHashes(legacy_hash(file), known.get(file)) for file in checkpoint.files}
 
 
 def computed_hashes(
@@ -38,21 +38,13 @@ def computed_hashes(
     with InputDigests(checkpoint.files, memory, threads) as digests:
         read = {file: _read(file, advance) for file in checkpoint.files}
         sha256 = digests.wait()
-        return {file: FileHashes(_auto_v1(file), sha256[file], *read[file]) for file in checkpoint.files}
+        return {file: FileHashes(legacy_hash(file), sha256[file], *read[file]) for file in checkpoint.files}
 
 
 def whole_digest(checkpoint: Checkpoint, hashes: Mapping[InputFile, FileHashes]) -> str | None:
     """The digest of the model, as recipes state it; None unless all of its files' are known."""
     known = {file: found.sha256 for file, found in hashes.items() if found.sha256}
     return model_digest(checkpoint, known) if len(known) == len(checkpoint.files) else None
-
-
-def _auto_v1(file: InputFile) -> str:
-    descriptor = file.open()
-    try:
-        return auto_v1(descriptor, file.identity.size, file.label)
-    finally:
-        os.close(descriptor)
 
 
 def _read(file: InputFile, advance: Callable[[int], None]) -> tuple[str | None, str]:

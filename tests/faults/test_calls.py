@@ -190,19 +190,23 @@ def test_a_short_transfer_changes_nothing(spot: Place) -> None:
 
 @pytest.mark.parametrize("spot", FRESH, indirect=True)
 def test_a_lost_write_is_found_and_leaves_no_output(spot: Place) -> None:
+    found = 0
     for number in range(10_000):
         spot.reset()
+        failed = False
         with Disk("lost", number).in_place() as disk:
             try:
                 spot.run()
             except RunnerError as error:
+                failed = True
                 in_place = "in place" in error.message  # it is the sidecar that was lost
                 assert error.exit_code == (7 if in_place else 10)
-                spot.check(failed=True, partials=False)
-            else:
-                break
         disk.forget()
-    assert disk.name is None and number >= 3
+        spot.check(failed=failed, partials=False)  # a header is written once more: the first may be lost
+        found += failed
+        if disk.name is None:
+            break
+    assert found >= 3
 
 
 @pytest.mark.parametrize("spot", FRESH, indirect=True)

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 
+from runner.checkpoint import Layout
 from runner.errors import InputError
 from runner.files import look
-from runner.formats.safetensors import output_file, read_header
+from runner.formats.safetensors import filled, output_file, read_header
 from runner.tensors import DTYPES, TensorSpec
 
 TENSORS = {
@@ -158,3 +159,23 @@ def test_what_we_accept_the_library_reads_alike(
     except SafetensorError as error:
         pytest.fail(f"the library refuses what we accept: {error}")
     assert {key: spec.shape for key, (_, spec) in tensors.items()} == theirs
+
+
+def test_a_header_is_filled_in_without_moving_anything(tmp_path: Path) -> None:
+    specs = {"x": TensorSpec("F16", (3,)), "y": TensorSpec("F32", (2,))}
+    planned = Layout("m.safetensors", False, (output_file("", specs, {"a": "0" * 64, "b": '"é"'}),))
+    for value in ("1" * 64, "shorter"):
+        file = filled(planned, {"a": value}).files[0]
+        assert (len(file.header), file.tensors) == (
+            len(planned.files[0].header),
+            planned.files[0].tensors,
+        )
+        path = tmp_path / "m.safetensors"
+        path.write_bytes(file.header + bytes(file.nbytes - len(file.header)))
+        with safe_open(path, "pt") as opened:
+            found = opened.metadata()
+            assert (found["a"], found["b"], found["format"]) == (value, '"é"', "pt")
+            assert opened.get_tensor("y").tolist() == [0, 0]
+    for wrong in ({"a": "0" * 80}, {"c": "1"}):
+        with pytest.raises(AssertionError):
+            filled(planned, wrong)
