@@ -12,6 +12,7 @@ import hashlib
 import logging
 import math
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ from runner.write import Staging
 
 log = logging.getLogger(__name__)
 FLUSH_BYTES, FLUSH_SECONDS = 256 << 20, 0.05
+STOP_SECONDS = 0.5  # that threads are waited for after a signal
 KEPT_BYTES = 32 << 20  # the most glibc accepts as a threshold
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 MIN_CHUNK_ELEMENTS = 4096  # a GPU that cannot hold this is not used
@@ -161,9 +163,13 @@ class _Engine:
         self.parts: dict[int, dict[int, Moved]] = {}
         self.buffers: list[bytearray] = []
         self.inputs = Inputs(plan, lambda: self.error is not None)
+        self.threads: list[threading.Thread] = []
 
     def close(self) -> None:
-        self.inputs.close()
+        """Closes the inputs, unless a thread that could not be stopped still reads them."""
+        self.staging.in_use = any(thread.is_alive() for thread in self.threads)
+        if not self.staging.in_use:
+            self.inputs.close()
 
     def run(self, advance: Callable[[int], None]) -> Outcome:
         tasks = [("hash", self._hash), ("hash-tensors", self._hash_tensors), ("flush", self._flush)]
@@ -172,11 +178,11 @@ class _Engine:
         for device in self.waiting:
             for number in range(self.placement.threads if device == CPU else 1):
                 tasks.append((f"{device}-{number}", _Worker(self, device).run))
-        threads = [
+        self.threads = [
             threading.Thread(target=self._guard, args=(task,), name=name, daemon=True) for name, task in tasks
         ]
         try:
-            for thread in threads:
+            for thread in self.threads:
                 thread.start()
             reported = 0
             while not self.stopped.wait(timeout=0.1):  # the time-out lets signals in
@@ -186,14 +192,20 @@ class _Engine:
             self._fail(error)
             raise
         finally:
-            for thread in threads:
-                if thread.ident is not None:  # a signal can come before all are started
-                    thread.join()
+            self._join()
         if self.error is not None:
             raise self.error
         self.inputs.check_unchanged()
         self._sum_up()
         return self.outcome
+
+    def _join(self) -> None:
+        """Waits for the threads; after a signal not for ever: one may be within a long operation."""
+        stopped = self.error is not None and not isinstance(self.error, Exception)
+        latest = time.monotonic() + STOP_SECONDS
+        for thread in self.threads:
+            if thread.ident is not None:  # a signal can come before all are started
+                thread.join(max(0.0, latest - time.monotonic()) if stopped else None)
 
     def _sum_up(self) -> None:
         difference: dict[str, list[float]] = {}
@@ -409,7 +421,8 @@ class _Worker:
                     return self.scratch.run(job, start, count, data, torch.device(CPU), self.measured)
                 return self.scratch.run(job, start, count, data, torch_device(self.device), self.measured)
         except torch.OutOfMemoryError:
-            return self._with_less(job, start, count, data)
+            pass  # its traceback holds what the GPU computed so far: to be let go before the next try
+        return self._with_less(job, start, count, data)
 
     def _gives_the_same(self, job: Job, start: int, count: int, data: memoryview) -> bool:
         """Whether a GPU gives the host's bytes: compared at the first piece of each method it runs.

@@ -104,6 +104,8 @@ def open_regular(path: Path, label: str) -> int:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             hint = "raise the limit: ulimit -n"
             raise OutputError(f"{escape(label)}: too many open files", hint=hint) from error
+        if error.errno in (errno.EIO, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT):
+            raise OutputError(f"{escape(label)}: {_reason(error)}") from error
         raise InputError(f"{escape(label)}: {_reason(error)}", tag="MISSING") from error
     try:
         mode = os.fstat(descriptor).st_mode
@@ -185,6 +187,7 @@ def read_file(file: InputFile) -> bytes:
     try:
         content = bytearray(file.identity.size)
         read_into(descriptor, memoryview(content), 0, file.label)
+        file.check_unchanged(descriptor)
         return bytes(content)
     finally:
         os.close(descriptor)

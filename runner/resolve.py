@@ -30,6 +30,7 @@ from runner.tensors import TensorSpec
 from runner.view import View, whole
 from runner.weighting import Weighting, parse_weighting
 
+WINDOWS_NAMES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
 log = logging.getLogger(__name__)
 
 
@@ -159,6 +160,8 @@ def resolve(
         recipe, find_method(recipe.merge.method, recipe.merge.compat), primary, names, problems
     )
     _check_components(recipe, primary, names, problems)
+    if recipe.output.name.partition(".")[0].upper() in WINDOWS_NAMES:
+        problems.warn(("output", "name"), "Windows keeps this name for a device")
     problems.raise_if_any()
     assert merge is not None  # else its method were a problem
     _check_layouts(models, primary)

@@ -15,8 +15,9 @@ from runner.compose import ComposedRecipe
 from runner.config import Settings
 from runner.describe import describe, report
 from runner.digests import InputDigests, model_digest
-from runner.errors import MismatchError, OutputError, quote
-from runner.files import InputFile
+from runner.errors import InputError, MismatchError, OutputError, quote
+from runner.files import InputFile, look
+from runner.formats.safetensors import read_header
 from runner.origins import layout_with_origins, plan_with_origins
 from runner.place import Placement, place
 from runner.plan import Plan
@@ -87,6 +88,9 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
         log.debug("%s", text)
         made = None
         if settings.job.name == "merge":
+            for name in ("run.json", CARD, _statement_name(plan.layout)):
+                # Of an earlier run in this folder: they must not stand beside another model.
+                (folder / name).unlink(missing_ok=True)
             path, made = merge(plan, placement, settings, output_dir, record)
             text = report(path, plan, record)
     except BaseException as error:
@@ -180,6 +184,8 @@ def merge(
             staging.sync()
         with record.stage("verify" if settings.verify else "hash"):
             hashes = staging.read_back(outcome.written, placement.threads)
+            if settings.verify:
+                _parse_again(staging)
         record.read(plan.resolved, known)
         sidecar = record.written(replace(plan, layout=layout), outcome, hashes)
         if plan.keeps_primary and not any(difference for difference, _ in outcome.moved.values()):
@@ -200,7 +206,24 @@ def _write_beside(folder: Path, plan: Plan, made: Made, record: RunRecord, text:
     statement = statement_of(
         plan.resolved, made.layout, made.outputs, made.inputs, record, text, made.sidecar
     )
-    write_file(folder / f"{made.layout.name}.intoto.json", statement)
+    write_file(folder / _statement_name(made.layout), statement)
+
+
+def _statement_name(layout: Layout) -> str:
+    return f"{layout.name}.intoto.json"
+
+
+def _parse_again(staging: Staging) -> None:
+    """Reads the headers of the output as those of any model of a stranger.
+
+    Raises:
+        MismatchError: one is not what the format allows.
+    """
+    for file in staging.layout.files:
+        try:
+            read_header(look(staging.path(file), file.name or staging.target.name))
+        except InputError as error:
+            raise MismatchError(f"read back: {error.message}. No output was written.") from error
 
 
 def _with_ranks(plan: Plan, placement: Placement, digests: InputDigests, settings: Settings) -> Plan:
@@ -219,7 +242,11 @@ def _with_ranks(plan: Plan, placement: Placement, digests: InputDigests, setting
 def _identities(resolved: Resolved) -> set[tuple[int, int]]:
     """(device, inode) of every input: the output must be none of them."""
     checkpoints = [model.checkpoint for model in resolved.models]
-    files = {(f.identity.device, f.identity.inode) for c in checkpoints for f in c.files}
+    files = {
+        (file.identity.device, file.identity.inode)
+        for checkpoint in checkpoints
+        for file in (*checkpoint.files, *checkpoint.others.values())
+    }
     roots = {(status.st_dev, status.st_ino) for status in (c.root.stat() for c in checkpoints)}
     return files | roots
 

@@ -15,7 +15,7 @@ ROOT = Path(runner.__file__).parent
 # Each room may import from those before it, and from its own.
 LAYERS = (
     {"tensors", "errors", "tables"},
-    {"files", "cachefile"},
+    {"files", "cachefile", "partials"},
     {"hashes"},
     {"read_back"},
     {"checkpoint", "methods", "guard"},
@@ -140,8 +140,9 @@ def ours(module: str) -> set[str]:
 def test_the_ground_floor_knows_nothing_above_it() -> None:
     assert ours("tensors") == ours("errors") == set()
     assert ours("files") == {"runner.errors"}
+    assert ours("partials") == {"runner.errors"}
     assert ours("checkpoint") == {"runner.files", "runner.tensors"}
-    below = ("checkpoint", "errors", "files", "hashes", "read_back")
+    below = ("checkpoint", "errors", "files", "hashes", "partials", "read_back")
     assert ours("write") == {f"runner.{name}" for name in below}
 
 

@@ -57,6 +57,12 @@ def run(folder: Path, *arguments: str, **environment: str) -> Done:
     )
 
 
+def python(folder: Path, code: str) -> Done:
+    """A program of Python's."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
+
+
 def shell(folder: Path, command: str) -> int:
     """The exit code of our command within a line of bash, where it is written as RUNNER."""
     line = command.replace("RUNNER", f"{sys.executable} -m runner")
@@ -421,6 +427,42 @@ def test_an_interruption_is_recorded_with_its_code(big: Path, tmp_path: Path) ->
     assert record(tmp_path)["run"]["error"]["exit_code"] == 143
 
 
+def test_ctrl_c_while_the_command_is_imported_shows_no_traceback(tmp_path: Path) -> None:
+    code = """
+import os, signal, sys
+class Finder:  # the first import of a package that is not Python's own
+    def find_spec(self, name, path=None, target=None):
+        if name == "hydra":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+import runner.__main__
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_a_second_signal_is_heard_only_if_the_first_takes_too_long_and_then_ends_all(tmp_path: Path) -> None:
+    code = """
+import os, signal, sys
+import runner.__main__ as command
+command._end_on_signals()
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+except command.Interrupted:
+    os.kill(os.getpid(), signal.SIGINT)
+    print("still here", flush=True)
+    command.PATIENCE_SECONDS = -1.0
+    os.kill(os.getpid(), signal.SIGINT)
+    print("for ever")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "still here\n", "")
+
+
 def test_nohup_is_obeyed(tmp_path: Path) -> None:
     code = """
 import signal
@@ -560,6 +602,8 @@ def test_a_signal_ends_a_whole_sweep(big: Path, tmp_path: Path) -> None:
     assert process.returncode == 130
     assert errors.endswith("runner: interrupted. Nothing unfinished is left behind.\n")
     assert not list(tmp_path.rglob("1_*"))
+    (job,) = json.loads((sweep_folder(tmp_path) / "sweep.json").read_text())
+    assert (job["job"], job["ok"], job["exit_code"]) == (0, False, 130)
     assert not list(tmp_path.rglob(".rnr-*"))
 
 
