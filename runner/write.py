@@ -228,14 +228,14 @@ class Staging:
             for path in [self.partial, *(self.partial.rglob("*") if self.layout.folder else [])]:
                 path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
                 if path.is_dir():
-                    _sync_folder(path)
+                    sync_folder(path)
             with _set_aside(sidecar_path(self.target)):
                 self.partial.replace(self.target)
         except OSError as error:
             raise _failed(self.target, error) from error
         in_place = f"{quote(self.target)} is in place and verified, but"
         try:
-            _sync_folder(self.target.parent)
+            sync_folder(self.target.parent)
         except OSError as error:
             raise OutputError(f"{in_place} its folder could not be synced: {error.strerror}") from error
         if sidecar is not None:
@@ -244,23 +244,8 @@ class Staging:
             except OutputError as error:
                 raise OutputError(f"{in_place} the digests of its tensors are not: {error}") from error
 
-    def _sweep(self) -> None:
-        """Removes what killed runs left in this folder of other outputs: partials without a lock."""
-        for path in self.target.parent.glob(".rnr-????????.part"):
-            if path == self.partial:
-                continue
-            with contextlib.suppress(OSError):
-                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-                lock = os.open(path, flags)
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-                    self.stale = True
-                finally:
-                    os.close(lock)
-
     def _create(self) -> None:
-        self._sweep()
+        self.stale = sweep_partials(self.target.parent, self.partial)
         # Between opening and locking another run may have finished and renamed the partial away.
         for _ in range(MAX_TRIES):
             if self._open_locked():
@@ -350,6 +335,32 @@ class Staging:
         self._descriptors.clear()
 
 
+def sweep_partials(folder: Path, spared: Path | None = None) -> bool:
+    """Removes what killed runs left in a folder: partials without a lock.
+
+    Args:
+        folder: where outputs are written.
+        spared: the partial that is about to be taken over.
+
+    Returns:
+        Whether there were any.
+    """
+    found = False
+    for path in folder.glob(".rnr-????????.part"):
+        if path == spared:
+            continue
+        with contextlib.suppress(OSError):
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+            lock = os.open(path, flags)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                found = True
+            finally:
+                os.close(lock)
+    return found
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Writes a small file whole or not at all.
 
@@ -363,7 +374,7 @@ def write_file(path: Path, content: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink()
@@ -419,7 +430,8 @@ def _allocate(descriptor: int, size: int) -> None:
         os.ftruncate(descriptor, size)
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Brings the names in a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
