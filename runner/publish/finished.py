@@ -45,6 +45,8 @@ def finished_model(folder: Path, model_folder: Path) -> Model:
         hint = "run= is the folder of a finished merge, such as runs/NAME/TIME"
         raise InputError(f"{quote(folder / RECORD)}: no model was made in this run", hint=hint) from error
     _check_names([name])
+    if "/" in name:
+        raise InputError(f"{quote(name)}: no name of a file of a model")
     if kind == PIPELINE:
         return Model(model_folder / name, kind, _of_folder(folder, name, files))
     if list(files) != [name]:

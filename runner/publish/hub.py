@@ -70,7 +70,8 @@ def _push(repository: str, files: Mapping[str, Path], target: Target) -> str:
 
     if not (sys.stderr and sys.stderr.isatty()):
         disable_progress_bars()
-    api = HfApi(library_name="runner")
+    # The address as the environment has it now, not as it was when the library was imported.
+    api = HfApi(os.environ.get("HF_ENDPOINT"), library_name="runner")
     there = _there(api, repository, files)
     other = sorted(name for name, same in (there or {}).items() if not same)
     if there and len(there) == len(files) and not other:

@@ -2,36 +2,64 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.build import write_models
+from runner.compose import ComposedRecipe
+from runner.config import Job, Settings
+from runner.place import Devices
+from runner.publish.target import Target
+from runner.run import run
+from tests.build import here, write_models
 
 
-def merged(folder: Path, cache: Path, *arguments: str) -> Path:
+def settings(folder: Path, cache: Path, target: Target | None = None, job: str = "merge") -> Settings:
+    """The default settings, with models in a folder."""
+    return Settings(
+        job=Job(job),
+        placement=Devices(("cpu",), {}),
+        models_dir=folder,
+        output_dir=None,
+        cache_dir=cache,
+        memory=None,
+        threads=1,
+        tile_elements=262144,
+        digests="fresh",
+        verify=True,
+        progress="off",
+        hub="online",
+        publish=target,
+    )
+
+
+def merged(name: str, tree: Mapping[str, Any], settings: Settings, folder: Path) -> Path:
     """The folder of a run that has merged."""
-    command = [sys.executable, "-m", "runner", *arguments, f"hydra.run.dir={folder / 'run'}", "progress=off"]
-    environment = {**os.environ, "RUNNER_CACHE": str(cache)}
-    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, timeout=300)
-    return folder / "run"
+    folder.mkdir(parents=True)
+    run(ComposedRecipe(name, tree, (), (), here), settings, folder)
+    return folder
+
+
+def mix(**models: str) -> dict[str, Any]:
+    """A recipe for two models."""
+    return {"method": "weighted_sum", "models": models, "alpha": 0.5}
 
 
 @pytest.fixture(scope="session")
 def _file_run(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     folder = tmp_path_factory.mktemp("file")
     write_models(folder, a=1, b=2)
-    models = [f"recipe.models.{role}={folder / role}.safetensors" for role in "ab"]
-    return merged(folder, cache, "recipe=weighted_sum", *models, "recipe.output.name=mix")
+    recipe = mix(a="a.safetensors", b="b.safetensors")
+    return merged("mix", recipe, settings(folder, cache), folder / "run")
 
 
 @pytest.fixture(scope="session")
 def _folder_run(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
-    return merged(tmp_path_factory.mktemp("folder"), cache, "recipe=anime_mix")
+    folder = tmp_path_factory.mktemp("folder")
+    return merged("mix", mix(a="demo:photo", b="demo:anime"), settings(folder, cache), folder / "run")
 
 
 @pytest.fixture
@@ -42,5 +70,5 @@ def file_run(_file_run: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def folder_run(_folder_run: Path, tmp_path: Path) -> Path:
-    """The folder of a run whose model is the folder anime_mix."""
+    """The folder of a run whose model is the folder mix."""
     return Path(shutil.copytree(_folder_run, tmp_path / "folder_run"))

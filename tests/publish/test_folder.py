@@ -118,7 +118,7 @@ def test_folders_and_links_are_never_replaced(
     (ui / "link.safetensors").symlink_to(ui / "other")
     (ui / "dangling.safetensors").symlink_to(ui / "nothing")
     for place in ("link.safetensors", "dangling.safetensors", "mix"):
-        with pytest.raises(PublishError, match="symbolic link|folders are never replaced"):
+        with pytest.raises(PublishError, match=r"symbolic link|folders are never replaced"):
             put(model, ui / place, OVERWRITE)
     for place in ("mix", "other"):
         with pytest.raises(PublishError, match="folders are never replaced"):
