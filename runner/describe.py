@@ -18,13 +18,16 @@ from runner.tables import size, table
 _FATES = (MERGED, COPIED, KEPT, BUFFER)
 
 
-def describe(plan: Plan, placement: Placement, free: int, *, all_keys: bool = False) -> str:
+def describe(
+    plan: Plan, placement: Placement, free: int, publication: Sequence[str] = (), *, all_keys: bool = False
+) -> str:
     """The plan as text.
 
     Args:
         plan: what will be done.
         placement: where.
         free: bytes that are free where the output goes.
+        publication: where the result is published.
         all_keys: also a line for every key.
     """
     layout, resolved = plan.layout, plan.resolved
@@ -37,6 +40,8 @@ def describe(plan: Plan, placement: Placement, free: int, *, all_keys: bool = Fa
     if parameters := _parameters(plan):
         lines += ["parameters", *parameters, ""]
     lines += ["work", *_work(plan, placement, free)]
+    if publication:
+        lines += ["", "publish", *(f"  {line}" for line in publication)]
     if plan.warnings:
         lines += ["", "warnings", *(f"  {warning}" for warning in plan.warnings)]
     if all_keys:

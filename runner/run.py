@@ -1,4 +1,4 @@
-"""The straight line: parse → resolve → plan → place → execute → write → record."""
+"""The straight line: parse → resolve → plan → place → execute → write → record → publish."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ from runner.place import Placement, place
 from runner.plan import Plan
 from runner.progress import progress, say
 from runner.provenance import merge_identities
+from runner.publish.finished import finished_model
+from runner.publish.publication import announce, publish
+from runner.publish.target import Model, kind_of
 from runner.recipe import parse_recipe
 from runner.record import RunRecord
 from runner.resolve import Resolved, resolve
@@ -84,7 +87,9 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
             plan = plan_with_origins(resolved)
             placement = _place(plan, settings)
             record.planned(plan, placement)
-        text = describe(plan, placement, free_bytes(output_dir), all_keys=settings.job.keys == "all")
+            announced = _announced(plan, settings, output_dir)
+        free = free_bytes(output_dir)
+        text = describe(plan, placement, free, announced, all_keys=settings.job.keys == "all")
         log.debug("%s", text)
         made = None
         if settings.job.name == "merge":
@@ -110,6 +115,8 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
             ) from error
         raise
     say(text)
+    if path is not None and settings.publish is not None:
+        publish(settings.publish, finished_model(folder, output_dir), folder)
     return Outcome(path, record)
 
 
@@ -122,6 +129,15 @@ def _place(plan: Plan, settings: Settings) -> Placement:
         settings.tile_elements,
         imaginary=settings.job.name == "plan",
     )
+
+
+def _announced(plan: Plan, settings: Settings, output_dir: Path) -> list[str]:
+    """What is said of the publication before the merge, if there will be one."""
+    if settings.publish is None:
+        return []
+    kind = kind_of(plan.resolved.output_format, {job.place.component for job in plan.jobs})
+    model = Model((output_dir / plan.layout.name), kind, {})
+    return announce(settings.publish, model, _identities(plan.resolved), settings.hub == "offline")
 
 
 @dataclass(frozen=True)
