@@ -168,15 +168,16 @@ def read_adapters(
     found: list[Adapter] = []
     absent: dict[str, str] = {}
     misfits: dict[str, str] = {}
+    compared = False
     settings = read_settings(metadata or {}, config)
-    known: list[str] | None = None
     for group in groups:
         module = find_module(architecture, group.name)
         slots = (module.bias if group.bias else module.weight) if module else ()
         keys = [*group.roles.values(), *group.twice]
         if not slots:
-            known = known if known is not None else list(module_names(architecture))
-            hint = nearest(group.name, known) if len(unmatched) < 20 else ""  # comparing takes long
+            # Only for the first: to compare a name with thousands takes long.
+            hint = "" if compared else nearest(group.name, module_names(architecture))
+            compared = True
             why = f"no module of {architecture.title} has this name{hint}"
             unmatched |= dict.fromkeys(keys, why)
         elif missing := [slot.key for slot in slots if slot.key not in base]:
