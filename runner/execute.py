@@ -30,6 +30,7 @@ from runner.place import CPU, Device, Placement, working_bytes
 from runner.plan import Job, Load, Plan
 from runner.resolve import Model
 from runner.tensors import DTYPES
+from runner.watch import Watch
 from runner.write import Staging, Written
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class Outcome:
             the change they stand for and of the change.
         fallbacks: what was moved from a device to another place, and how often.
         notes: what methods found unusual, and the keys where they did.
+        warnings: what is unusual about numbers that were read or written, a line each.
     """
 
     digests: list[str] = field(default_factory=list)
@@ -75,6 +77,7 @@ class Outcome:
     moved: dict[str, tuple[float, float]] = field(default_factory=dict)
     fallbacks: Counter[str] = field(default_factory=Counter)
     notes: dict[str, list[str]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
 
 def pieces(plan: Plan, tile_elements: int) -> Iterator[Piece]:
@@ -151,6 +154,7 @@ class _Engine:
         self.error: BaseException | None = None
         self.unlike: set[Device] = set()  # GPUs that round otherwise than the host
         self.outcome = Outcome()
+        self.watch = Watch()
         self.measuring = Measuring(plan)
         self.parts: dict[int, dict[int, Moved]] = {}
         self.buffers: list[bytearray] = []
@@ -195,6 +199,7 @@ class _Engine:
             raise self.error
         self._check_inputs()
         self._sum_up()
+        self.outcome.warnings = self.watch.warnings(self.plan)
         return self.outcome
 
     def _check_inputs(self) -> None:
@@ -287,7 +292,7 @@ class _Engine:
     def scratch(self) -> Scratch:
         """What a worker computes in."""
         tile = self.placement.tile_elements
-        return Scratch(self.plan, self.read, self.read_raw, self.identities, tile)
+        return Scratch(self.plan, self.read, self.read_raw, self.identities, tile, self.watch)
 
     def _survey(self) -> None:
         """Measures what is measured over the whole model; the workers wait for it."""

@@ -124,6 +124,8 @@ def merge(plan: Plan, placement: Placement, settings: Settings, output_dir: Path
         with record.stage("execute"):
             identities = merge_identities(plan.resolved, digests.wait()) if plan.draws else {}
             outcome = execute(plan, placement, staging, advance, identities)
+            for warning in outcome.warnings:
+                record.warn(warning)
         with record.stage("sync"):
             staging.sync()
         if settings.verify:

@@ -36,7 +36,14 @@ _CARRIED = re.compile(r"[\w.-]+\.json|merges\.txt|vocab\.txt|[\w-]+\.model", re.
 _NOT_CARRIED = ("_name_or_path", "auto_map", "custom_pipelines", "trust_remote_code", "quantization_config")
 # Where the classes of components may come from: what loads the output imports it. Most are diffusers' own
 # pipelines, which have classes for themselves.
-_LIBRARIES = ("diffusers", "transformers", "alt_diffusion", "audioldm2", "blip_diffusion", "deepfloyd_if")
+_LIBRARIES: tuple[str, ...] = (
+    "diffusers",
+    "transformers",
+    "alt_diffusion",
+    "audioldm2",
+    "blip_diffusion",
+    "deepfloyd_if",
+)
 _LIBRARIES += ("kandinsky", "kolors", "latent_diffusion", "ltx", "ltx2", "paint_by_example", "pixart_alpha")
 _LIBRARIES += ("shap_e", "stable_audio", "stable_cascade", "stable_diffusion", "stable_diffusion_safe")
 _LIBRARIES += ("stable_diffusion_xl", "stable_unclip", "unidiffuser", "wuerstchen")

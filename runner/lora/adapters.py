@@ -22,6 +22,7 @@ from runner.lora.settings import Settings, read_settings
 from runner.tensors import TensorSpec
 
 Specs = Mapping[str, TensorSpec]
+LENGTHS_APART = 2  # of a name and one it may be meant for
 LARGEST_SCALE = 1e4  # a larger alpha for the rank is a mistake or an attack
 
 
@@ -175,8 +176,7 @@ def read_adapters(
         slots = (module.bias if group.bias else module.weight) if module else ()
         keys = [*group.roles.values(), *group.twice]
         if not slots:
-            # Only for the first: to compare a name with thousands takes long.
-            hint = "" if compared else nearest(group.name, module_names(architecture))
+            hint = "" if compared else _alike(group.name, architecture)
             compared = True
             why = f"no module of {architecture.title} has this name{hint}"
             unmatched |= dict.fromkeys(keys, why)
@@ -189,6 +189,12 @@ def read_adapters(
                 misfits[group.name] = str(misfit)
     misfits |= _overlaps(found)
     return Adapters(tuple(found), unmatched, absent, misfits, _notes(found))
+
+
+def _alike(name: str, architecture: Architecture) -> str:
+    """A hint to a module of nearly this name: only of those as long, to compare with thousands takes long."""
+    names = module_names(architecture)
+    return nearest(name, (known for known in names if abs(len(known) - len(name)) <= LENGTHS_APART))
 
 
 def _notes(adapters: Iterable[Adapter]) -> tuple[str, ...]:

@@ -136,6 +136,8 @@ class Method:
             not add up to the last bit, so the executor restores the common value.
         result_is: the number of the operand that is the result for these parameters, unchanged;
             None if it must be computed. Then the other models are not even read.
+        spreads: whether NaN or Inf anywhere in an operand is seen in the result; else the engine looks at
+            the operands themselves.
         rank: of a method that gives factors their rank: from the shape of the tensor, the ranks of the
             factors it is given, and the parameters by name. 0: the tensor gets no factors.
         refuses: parameters that other tools have and this one can not, and why.
@@ -164,6 +166,7 @@ class Method:
     merges: Callable[[str], bool] | None = None
     idempotent: bool | Callable[..., bool] = False
     result_is: Callable[..., int | None] = lambda **_: None
+    spreads: bool = False
     rank: Callable[..., int] | None = None
     refuses: Mapping[str, str] = field(default_factory=dict)
     version: int = 1
@@ -212,6 +215,7 @@ def method(
     merges: Callable[[str], bool] | None = None,
     idempotent: bool | Callable[..., bool] = False,
     result_is: Callable[..., int | None] = lambda **_: None,
+    spreads: bool = False,
     rank: Callable[..., int] | None = None,
     refuses: Mapping[str, str] | None = None,
     version: int = 1,
@@ -248,6 +252,7 @@ def method(
                 merges=merges,
                 idempotent=idempotent,
                 result_is=result_is,
+                spreads=spreads,
                 rank=rank,
                 refuses=refuses or {},
                 version=version,
