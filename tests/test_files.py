@@ -54,7 +54,7 @@ def test_a_file_without_permission_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(b"secret")
     path.chmod(0)
-    with pytest.raises(InputError, match="^x: permission denied"):
+    with pytest.raises(InputError, match=r"^x: permission denied"):
         look(path, "x")
 
 

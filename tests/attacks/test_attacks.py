@@ -249,3 +249,43 @@ def test_conf_and_recipes_in_the_working_folder_are_not_read(folder: Path) -> No
     done = run(folder, sys.executable, "-m", "runner", "job=plan")
     assert done.returncode == 0, done.stderr
     assert not harmed(folder, done)
+
+
+# Sources: a recipe may name any path, and learns nothing from it
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (f"password = {SECRET}\n", "a header of"),
+        (json.dumps({"token": SECRET}), "a JSON text"),
+        (f"<html>{SECRET}", "a web page"),
+        (f"{SECRET}"[:7], "truncated"),
+        (f"{len(SECRET):c}\0\0\0\0\0\0\0{SECRET}", "not JSON"),
+        (f"\x80\x02X\x0a\x00\x00\x00{SECRET}.", "pickle at byte"),
+    ],
+)
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_source_that_is_no_model_is_told_by_its_kind_alone(
+    tmp_path: Path, folder: Path, content: str, what: str, absolute: bool
+) -> None:
+    private = tmp_path / "private.txt"
+    private.write_text(content, encoding="latin-1")
+    source = private if absolute else f"../{private.name}"
+    (tmp_path / "mine.yaml").write_text(f"method: weighted_sum\nmodels: {{a: '{source}', b: '{source}'}}\n")
+    done = ours(folder, "recipe=mine", recipes=tmp_path)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert what in done.stderr
+    assert not harmed(folder, done)
+
+
+@pytest.mark.parametrize(
+    "name", ["../canary", "/tmp/canary", "a/canary", "..", ".canary", "canary\\u0000", "~"]
+)
+def test_a_recipe_does_not_choose_where_the_output_goes(tmp_path: Path, folder: Path, name: str) -> None:
+    text = f'defaults: [weighted_sum]\noutput: {{name: "{name}"}}\n'
+    (tmp_path / "mine.yaml").write_text(text)
+    done = ours(folder, "recipe=mine", recipes=tmp_path)
+    assert done.returncode == 3
+    assert "output.name" in done.stderr or "control character" in done.stderr
+    assert not list(tmp_path.rglob("canary*"))
