@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import (
     ConfigCompositionException,
@@ -96,9 +97,14 @@ def _hydra_main(config: DictConfig) -> None:
     except (Exception, KeyboardInterrupt, Interrupted) as error:
         log.debug("failed", exc_info=error)
         code, message, summary = tell(error, folder / "run.log"), str(error), {}
+        if not swept and code != 1 and _is_without_recipe(context):
+            _leave_nothing(folder)
+            sys.exit(code)
         _record_failure(folder, overrides, code, message)
         if not swept or not isinstance(error, Exception):
             sys.exit(code)
+    if not swept and _is_without_recipe(context):
+        _leave_nothing(folder)
     if swept:
         with suppress(OutputError):  # a job without a status counts as failed
             write_status(folder, overrides, code, message, summary)
@@ -136,6 +142,24 @@ def _job(
     finally:
         with suppress(OSError):
             own.rmdir()  # succeeds only if nothing was written there
+
+
+def _is_without_recipe(context: HydraConf) -> bool:
+    """Whether the job is one that answers on the spot: its folder would hold what was asked, and no more."""
+    return context.runtime.choices.get("job") not in RECIPE_JOBS
+
+
+def _leave_nothing(folder: Path) -> None:
+    """Removes the folder of a run that has nothing to record, and those above it that are empty then."""
+    written = [folder / ".hydra" / f"{name}.yaml" for name in ("config", "hydra", "overrides")]
+    with suppress(OSError):
+        for file in (*written, folder / "run.log"):
+            file.unlink(missing_ok=True)
+        (folder / ".hydra").rmdir()
+        folder.rmdir()
+        if (runs := folder.parents[1]).name == "runs":  # nobody chose another place
+            folder.parent.rmdir()
+            runs.rmdir()
 
 
 def _record_failure(folder: Path, overrides: Sequence[str], code: int, message: str) -> None:

@@ -1,11 +1,13 @@
-"""All methods as text: the list that job=methods prints, and the table of docs/methods.md."""
+"""Methods and presets as text: what job=methods and job=presets print, and the table of docs/methods.md."""
 
 from __future__ import annotations
 
 import inspect
 
-from runner.errors import UsageError, nearest
+from runner.errors import UsageError, escape, nearest
 from runner.methods import METHODS, Method, Parameter, Range
+from runner.presets import PRESET_NAMES, PRESETS, preset
+from runner.tables import table
 
 _OUTSIDE = {"error": "", "ask": "; outside with extrapolate: true", "warn": "; a warning outside"}
 
@@ -112,6 +114,48 @@ def _range(parameter: Parameter) -> str:
         may_be = f"{limits}{_OUTSIDE[limits.outside]}" if isinstance(limits, Range) else "any number"
     default = "must be given" if parameter.default is None else f"default {_word(parameter.default)}"
     return f"{may_be}{each}; {default}"
+
+
+_BARS = "▁▂▃▄▅▆▇█"
+_BLOCKS = (*(f"IN{i:02d}" for i in range(12)), "M00", *(f"OUT{i:02d}" for i in range(12)))
+
+
+def preset_overview() -> str:
+    """Every preset with its curve from IN00 to OUT11; a bar is a number from 0 to 1."""
+    width = max(map(len, PRESETS))
+    lines = ["block weights of a UNet from IN00 over M00 to OUT11, from 0 to 1", ""]
+    for name in PRESETS:
+        values = preset(name)
+        assert values is not None
+        lines.append(f"{name:<{width}}  {''.join(map(_bar, values[1:]))}")
+    others = [name for name in PRESET_NAMES if name not in PRESETS]
+    lines += ["", f"also under the names {', '.join(others)}"]
+    lines += [
+        "",
+        "in a recipe: alpha: {mbw: GRAD_V, base: 0.2}; the numbers of one: job=presets job.preset=NAME",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _bar(value: float) -> str:
+    last = len(_BARS) - 1
+    return _BARS[max(0, min(last, round(value * last)))]
+
+
+def preset_details(name: str) -> str:
+    """The numbers of a preset, block by block, and as a text to paste.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    values = preset(name)
+    if values is None:
+        hint = nearest(name, PRESET_NAMES)
+        raise UsageError(f"job.preset={escape(name)}: there is no such preset{hint}", hint="job=presets")
+    rows = [("block", "number")]
+    rows += [(block, f"{value:.6g}") for block, value in zip(("BASE", *_BLOCKS), values, strict=True)]
+    pasted = ",".join(f"{value:.6g}" for value in values)
+    return "\n".join([*table(rows, right=[1]), "", f"mbw: [{pasted}]"]) + "\n"
 
 
 def markdown() -> str:

@@ -26,12 +26,14 @@ class Job:
     """What is done.
 
     Attributes:
-        name: "merge" or "plan" by a recipe; "methods"; "import" from a source, "inspect" of one or two.
+        name: "merge" or "plan" by a recipe; "methods", "presets"; "import" from a source, "inspect" of one
+            or two.
         keys: of a merge, plan or inspection: lists "all" keys or a "summary".
         source: of an import or inspection: the file it reads.
         output: of an import: the recipe it writes; None: a name of its own.
         overwrite: of an import: whether it may replace a file.
         method: of methods: the one that is explained; None: all are listed.
+        preset: of presets: the one whose numbers are shown; None: all are listed.
         other: of an inspection: a second model, compared with the source.
         variant: of an inspection: which weight files of a diffusers folder, "fp16".
         hashes: of an inspection: whether files are read for their hashes.
@@ -44,6 +46,7 @@ class Job:
     output: Path | None = None
     overwrite: bool = False
     method: str | None = None
+    preset: str | None = None
     other: Path | None = None
     variant: str | None = None
     hashes: bool = False
@@ -107,11 +110,13 @@ def settings_of(config: DictConfig) -> Settings:
 
 
 def _job(node: _Node) -> Job:
-    name = node.word("name", (*RECIPE_JOBS, "methods", "import", "inspect"))
+    name = node.word("name", (*RECIPE_JOBS, "methods", "presets", "import", "inspect"))
     if name in RECIPE_JOBS:
         return Job(name, keys=node.word("keys", ("summary", "all")))
     if name == "methods":
         return Job(name, method=node.text("method"))
+    if name == "presets":
+        return Job(name, preset=node.text("preset"))
     if name == "inspect":
         return Job(
             name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from runner.catalogue import details, overview
+from runner.catalogue import details, overview, preset_details, preset_overview
 from runner.config import Settings
 from runner.errors import UsageError
 from runner.imports.job import import_recipe
@@ -22,6 +22,9 @@ def run_job(settings: Settings) -> dict[str, Any]:
     job = settings.job
     if job.name == "methods":
         say(details(job.method) if job.method else overview())
+        return {}
+    if job.name == "presets":
+        say(preset_details(job.preset) if job.preset else preset_overview())
         return {}
     if job.source is None:
         hint = f"python -m runner job={job.name} source=MODEL.safetensors"

@@ -14,7 +14,7 @@ from runner.architectures.layouts import single_file_name
 from runner.architectures.ties import Made
 from runner.arrange import arrange
 from runner.checkpoint import Layout
-from runner.errors import IncompatibleError, KeyPath, counted, escape, quote
+from runner.errors import IncompatibleError, KeyPath, RecipeError, counted, escape, quote
 from runner.factors import Module, dialect_for, module_name, network_metadata
 from runner.formats import FORMATS
 from runner.lora.algebra import Kind
@@ -147,6 +147,7 @@ class _Planner:
         self.example: dict[str, str] = {}
         self._keys: dict[int, dict[str, None]] = {}
         self._unlike: dict[int, frozenset[str]] = {}
+        self._checked: set[tuple[int, tuple[Value, ...]]] = set()
         self.nonfinite = frozenset(_nonfinite(resolved.merge))
         self._first: dict[Structure, KeyPath] = {}
         self._paths: dict[int, KeyPath] = {}
@@ -231,7 +232,14 @@ class _Planner:
                 numbers[name] = tuple(one.at(key, place) for one in weighting)
             else:
                 numbers[name] = weighting.at(key, place)
-        return {**numbers, **merge.choices}
+        parameters = {**numbers, **merge.choices}
+        together = id(merge), tuple(parameters.values())
+        if together not in self._checked:
+            if wrong := merge.method.check(**parameters):
+                where = ".".join(map(str, (*merge.path, merge.method.name)))
+                raise RecipeError(f"{where}: {wrong} (for tensor {quote(key)})")
+            self._checked.add(together)
+        return parameters
 
     def _is_left(self, merge: BoundMerge, key: str) -> bool:
         """Whether a compat merge leaves the component of a key as it is in a.

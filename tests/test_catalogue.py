@@ -10,9 +10,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from runner.catalogue import compatible, details, markdown, overview, standard
+from runner.catalogue import (
+    compatible,
+    details,
+    markdown,
+    overview,
+    preset_details,
+    preset_overview,
+    standard,
+)
 from runner.errors import Location, UsageError
 from runner.methods import METHODS
+from runner.presets import PRESET_NAMES, preset
 from runner.recipe import parse_recipe
 
 GUIDE = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
@@ -62,3 +71,18 @@ def test_the_command_lists_and_explains() -> None:
 def test_an_unknown_method_is_told_with_the_nearest() -> None:
     with pytest.raises(UsageError, match='did you mean "slerp"'):
         details("slrp")
+
+
+def test_every_preset_is_drawn_and_listed_with_its_numbers() -> None:
+    text = preset_overview()
+    assert all(name in text for name in PRESET_NAMES)
+    assert re.search(r"^GRAD_V +█▇▇▆▆▅▅▄▃▃▂▂▁▂▂▃▃▄▅▅▆▆▇▇█$", text, re.MULTILINE)
+    for name in PRESET_NAMES:
+        (pasted,) = re.findall(r"^mbw: (\[.*\])$", preset_details(name), re.MULTILINE)
+        assert yaml.safe_load(pasted) == pytest.approx(preset(name), abs=1e-6)
+        assert pasted.count(",") == 25
+
+
+def test_a_preset_that_is_not_there_is_an_error_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r'no such preset, did you mean "COSINE"\?'):
+        preset_details("COSIN")

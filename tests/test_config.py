@@ -212,7 +212,7 @@ def test_a_tile_is_a_multiple_of_what_sums_are_taken_over(value: int) -> None:
     [
         (
             {"job": {"name": "mrege", "keys": "all"}},
-            "job.name: expected merge or plan or methods or import or inspect; found ",
+            "job.name: expected merge or plan or methods or presets or import or inspect; found ",
         ),
         (
             {"job": {"name": "plan", "keys": "al"}},

@@ -128,10 +128,23 @@ def test_a_merge_says_where_the_model_is_and_leaves_a_record(folder: Path) -> No
     torch.testing.assert_close(load_file(path)[key], (0.5 * a + 0.5 * b).half(), rtol=0, atol=1e-3)
 
 
+def test_a_job_without_a_recipe_leaves_nothing_behind(tmp_path: Path) -> None:
+    for arguments, code in ((["job=presets"], 0), (["job=methods", "job.method=slep"], 2)):
+        assert run(tmp_path, *arguments).returncode == code
+        assert models(tmp_path) == []
+
+
+def test_a_folder_that_was_chosen_for_a_run_stays_with_what_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "text").write_text("mine")
+    assert run(tmp_path, "job=presets", "hydra.run.dir=mine").returncode == 0
+    assert models(tmp_path / "mine") == ["text"]
+
+
 def test_help_teaches_and_names_jobs_and_recipes(tmp_path: Path) -> None:
     done = run(tmp_path, "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "job: import, inspect, merge, methods, plan" in done.stdout
+    assert "job: import, inspect, merge, methods, plan, presets" in done.stdout
     assert "recipe: add_difference, " in done.stdout
     assert "recipe.alpha=0.4" in done.stdout
     assert "Exit codes" in done.stdout

@@ -132,13 +132,29 @@ def test_what_methods_find_unusual_is_noted_with_the_keys(folder: Path, tmp_path
     assert outcome.notes == {"zero, parallel or opposite vectors: weighted sum": ["scalar"]}
 
 
-def test_an_error_while_measuring_ends_the_merge(folder: Path, tmp_path: Path) -> None:
-    from runner.errors import RecipeError
-
-    tree = of("multislerp", weight={"x": 1, "y": -1, "z": 0})
-    with pytest.raises(RecipeError, match="the weights add up to 0"):
-        merge(tree, folder, tmp_path / "out", threads=2)
+def test_an_error_while_measuring_ends_the_merge(tmp_path: Path) -> None:
+    for name, one in (("x", [1.0, 0.0]), ("y", [-1.0, 0.0]), ("z", [0.0, 0.0])):
+        save_file({"w": torch.tensor(one)}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(RecipeError, match="cancel"):
+        merge(of("multislerp"), tmp_path, tmp_path / "out", threads=2)
     assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("tree", "wrong"),
+    [
+        (of("multislerp", weight={"x": 1, "y": -1, "z": 0}), "multislerp: the weights add up to 0"),
+        (of("linear", weight={"x": 1, "y": -1, "z": 0}), "or normalize: false"),
+        (of("weighted_subtraction", alpha=1, beta=1), "alpha times beta is 1, expected at most 0.999"),
+        (of("della", density=0.9, epsilon=0.2), "from 0.7 to 1.1"),
+        (of("della", density={"default": 0.5, KEY: 0.9}, epsilon=0.2), "proj_in"),
+    ],
+)
+def test_parameters_that_do_not_go_together_are_refused_in_the_plan(
+    folder: Path, tree: Tree, wrong: str
+) -> None:
+    with pytest.raises(RecipeError, match=wrong):
+        planned(tree, folder)
 
 
 def test_largest_deltas_of_several_tensors_share_one_threshold() -> None:

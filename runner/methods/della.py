@@ -6,9 +6,17 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from runner.errors import RecipeError
 from runner.methods.random import Random
-from runner.methods.registry import Delta, PerModel, Range, Scope, Weight, each, method
+from runner.methods.registry import (
+    Delta,
+    PerModel,
+    Range,
+    Scope,
+    Weight,
+    each,
+    first_without_scale,
+    method,
+)
 from runner.methods.sums import as_matrix, total
 from runner.methods.ties import added, elected
 
@@ -20,15 +28,14 @@ def _scope(rank: str, rescale: str, **_: object) -> Scope:
     return "tensor" if rank == "tensor" or rescale == "l1" else "row"
 
 
-def _checked(density: Sequence[float], epsilon: Sequence[float], scale: float, **_: object) -> int | None:
-    """For result_is, asked while planning: the base if scale is 0; refuses what is no probability."""
+def _check(density: Sequence[float], epsilon: Sequence[float], **_: object) -> str | None:
     for middle, half in zip(density, epsilon, strict=True):
         if middle < 1 and not 0 < middle - half <= middle + half < 1:
-            raise RecipeError(
-                f"della: density {middle:g} with epsilon {half:g} gives probabilities from "
+            return (
+                f"density {middle:g} with epsilon {half:g} gives probabilities from "
                 f"{middle - half:g} to {middle + half:g}; choose them so that all are between 0 and 1"
             )
-    return 0 if scale == 0 else None
+    return None
 
 
 def _probabilities(delta: Tensor, density: float, epsilon: float) -> Tensor:
@@ -53,7 +60,6 @@ def _masked(
 ) -> list[Tensor]:
     """Each difference that counts with a random part kept, weighted and rescaled."""
     densities, widths = each(density, len(models)), each(epsilon, len(models))
-    _checked(densities, widths, 1.0)
     masked = []
     for number, (model, weight) in enumerate(zip(models, weights, strict=True)):
         if weight == 0:
@@ -73,7 +79,7 @@ def _masked(
     return masked
 
 
-@method(determinism="stable", scope=_scope, copies=(2, 16), result_is=_checked)
+@method(determinism="stable", scope=_scope, copies=(2, 16), check=_check, result_is=first_without_scale)
 def della_linear(
     base: Weight,
     *models: Delta,
@@ -113,7 +119,7 @@ def della_linear(
     )
 
 
-@method(determinism="stable", scope=_scope, copies=(2, 16), result_is=_checked)
+@method(determinism="stable", scope=_scope, copies=(2, 16), check=_check, result_is=first_without_scale)
 def della(
     base: Weight,
     *models: Delta,

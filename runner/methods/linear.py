@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from runner.errors import RecipeError
-from runner.methods.registry import PerModel, Weight, each, method
+from runner.methods.registry import PerModel, Weight, cancelling, each, method
 
 
 def _coefficients(weights: list[float], normalize: bool) -> list[float]:
     total = sum(weights)
-    if normalize and abs(total) <= 1e-8 * sum(map(abs, weights)):
-        raise RecipeError("linear: the weights add up to 0; give others, or normalize: false")
     return [one / total for one in weights] if normalize else weights
+
+
+def _check(weight: tuple[float, ...], normalize: bool) -> str | None:
+    wrong = cancelling(weight) if normalize else None
+    return wrong and f"{wrong}, or normalize: false"
 
 
 def _only(weight: tuple[float, ...], normalize: bool) -> int | None:
@@ -23,6 +25,7 @@ def _only(weight: tuple[float, ...], normalize: bool) -> int | None:
     determinism="exact",
     scope="element",
     idempotent=lambda weight, normalize: normalize,
+    check=_check,
     result_is=_only,
     spreads=True,
 )

@@ -134,6 +134,8 @@ class Method:
             Tools that have such a filter also leave alone what another model lacks.
         idempotent: whether operands that are all equal are the result. Products of their shares need
             not add up to the last bit, so the executor restores the common value.
+        check: what is wrong with parameters that are each in their range but do not go together, asked
+            while planning; None: nothing.
         result_is: the number of the operand that is the result for these parameters, unchanged;
             None if it must be computed. Then the other models are not even read.
         spreads: whether NaN or Inf anywhere in an operand is seen in the result; else the engine looks at
@@ -165,6 +167,7 @@ class Method:
     reads: Reads = "compute"
     merges: Callable[[str], bool] | None = None
     idempotent: bool | Callable[..., bool] = False
+    check: Callable[..., str | None] = lambda **_: None
     result_is: Callable[..., int | None] = lambda **_: None
     spreads: bool = False
     rank: Callable[..., int] | None = None
@@ -214,6 +217,7 @@ def method(
     reads: Reads = "compute",
     merges: Callable[[str], bool] | None = None,
     idempotent: bool | Callable[..., bool] = False,
+    check: Callable[..., str | None] = lambda **_: None,
     result_is: Callable[..., int | None] = lambda **_: None,
     spreads: bool = False,
     rank: Callable[..., int] | None = None,
@@ -251,6 +255,7 @@ def method(
                 reads=reads,
                 merges=merges,
                 idempotent=idempotent,
+                check=check,
                 result_is=result_is,
                 spreads=spreads,
                 rank=rank,
@@ -271,6 +276,13 @@ def either_end(alpha: float, **_: object) -> int | None:
 def first_without_scale(scale: float, **_: object) -> int | None:
     """For result_is: the base, if what is added to it is scaled by 0."""
     return 0 if scale == 0 else None
+
+
+def cancelling(weight: tuple[float, ...], **_: object) -> str | None:
+    """For check: weights are divided by their sum, so that it can not be 0."""
+    if abs(sum(weight)) > 1e-8 * sum(map(abs, weight)):
+        return None
+    return "the weights add up to 0; give others"
 
 
 def each(value: PerModel, count: int) -> list[float]:

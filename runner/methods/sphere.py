@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from runner.errors import RecipeError
 from runner.methods.combination import Combination, all_equal, first_of, vectors
-from runner.methods.registry import PerModel, Range, Weight, each, method
+from runner.methods.registry import PerModel, Range, Weight, cancelling, each, method
 from runner.methods.sums import Gram, gram
 from runner.methods.tiles import Tile, Tiles, whole
 
@@ -18,11 +18,9 @@ if TYPE_CHECKING:
 Coefficients = list[float]
 
 
-def _normalised(weight: PerModel, count: int, name: str) -> list[float]:
+def _normalised(weight: PerModel, count: int) -> list[float]:
     weights = each(weight, count)
     total = sum(weights)
-    if abs(total) <= 1e-8 * sum(map(abs, weights)):
-        raise RecipeError(f"{name}: the weights add up to 0; give others")
     return [one / total for one in weights]
 
 
@@ -51,7 +49,7 @@ def _middle(products: Gram, weights: Sequence[float]) -> tuple[Coefficients, flo
 def _measure_multislerp(tiles: Tiles, weight: PerModel) -> Combination:
     products = gram(tiles, vectors)
     count = len(products.products)
-    weights = _normalised(weight, count, "multislerp")
+    weights = _normalised(weight, count)
     if count == 1 or all_equal(products):
         return first_of(count)
     middle, length = _middle(products, weights)
@@ -63,7 +61,7 @@ def _measure_multislerp(tiles: Tiles, weight: PerModel) -> Combination:
     return Combination(tuple(one / length * scale for one in middle))
 
 
-@method(determinism="stable", scope="element", measure=_measure_multislerp, copies=(3, 4))
+@method(determinism="stable", scope="element", measure=_measure_multislerp, copies=(3, 4), check=cancelling)
 def multislerp(
     *models: Weight, base: Weight | None = None, weight: PerModel = 1.0, measured: Combination | None = None
 ) -> Weight:
@@ -83,7 +81,7 @@ def multislerp(
 def _measure_karcher(tiles: Tiles, weight: PerModel, max_iter: float, tol: float) -> Combination:
     products = gram(tiles, vectors)
     count = len(products.products)
-    weights = _normalised(weight, count, "karcher")
+    weights = _normalised(weight, count)
     if count == 1 or all_equal(products):
         return first_of(count)
     units = _units(products)
@@ -109,7 +107,7 @@ def _measure_karcher(tiles: Tiles, weight: PerModel, max_iter: float, tol: float
     return Combination(tuple(one * scale for one in mean))
 
 
-@method(determinism="stable", scope="element", measure=_measure_karcher, copies=(3, 4))
+@method(determinism="stable", scope="element", measure=_measure_karcher, copies=(3, 4), check=cancelling)
 def karcher(
     *models: Weight,
     base: Weight | None = None,
@@ -142,29 +140,56 @@ def _from_the_first(tile: Tile) -> Sequence[Tensor]:
 def _measure_median(tiles: Tiles, weight: PerModel, max_iter: float) -> Combination:
     products = gram(tiles, _from_the_first)
     count = len(products.products)
-    weights = _normalised(weight, count, "geometric_median")
+    weights = _normalised(weight, count)
     if count == 1 or all_equal(products):
         return first_of(count)
     if count == 2 and weights[0] == weights[1]:
         return Combination((0.5, 0.5))
-    shares = [1 / count] * count
+    for at in range(count):  # a model is the median if the others do not pull it away together
+        one = tuple(float(i == at) for i in range(count))
+        _, pull, held = _pull(products, weights, one)
+        if pull <= held * (1 + 1e-12):
+            return Combination(one)
+    shares = weights
     for _ in range(int(max_iter)):
-        distances = []
-        for i in range(count):
-            away = [share - (j == i) for j, share in enumerate(shares)]
-            distances.append(_length(products, away))
-        if 0 in distances:
-            at = distances.index(0)
-            return Combination(tuple(float(i == at) for i in range(count)))
-        pulls = [w / distance for w, distance in zip(weights, distances, strict=True)]
+        pulls, pull, held = _pull(products, weights, shares)
         total = math.fsum(pulls)
-        before, shares = shares, [pull / total for pull in pulls]
+        to = [one / total for one in pulls]
+        if held:  # at a model, which is not the median: a step away, against its own weight
+            to = [one + held / pull * (at - one) for one, at in zip(to, shares, strict=True)]
+        before, shares = shares, to
         if max(abs(one - other) for one, other in zip(shares, before, strict=True)) < 1e-10:
             break
     return Combination(tuple(shares))
 
 
-@method(determinism="stable", scope="element", measure=_measure_median, at_least=2, copies=(4, 4))
+def _pull(
+    products: Gram, weights: Sequence[float], shares: Sequence[float]
+) -> tuple[Coefficients, float, float]:
+    """How models pull at the point m of these shares.
+
+    Returns:
+        w_i/‖x_i − m‖ of each model, 0 if it is m; the length of their pull, ‖Σ w_i·(x_i − m)/‖x_i − m‖‖;
+        and the weight of the models that are m.
+    """
+    pulls = []
+    for i, weight in enumerate(weights):
+        distance = _length(products, [share - (j == i) for j, share in enumerate(shares)])
+        pulls.append(weight / distance if distance else 0.0)
+    total = math.fsum(pulls)
+    held = math.fsum(weight for weight, one in zip(weights, pulls, strict=True) if one == 0)
+    pull = _length(products, [one - total * at for one, at in zip(pulls, shares, strict=True)])
+    return pulls, pull, held
+
+
+@method(
+    determinism="stable",
+    scope="element",
+    measure=_measure_median,
+    at_least=2,
+    copies=(4, 4),
+    check=cancelling,
+)
 def geometric_median(
     *models: Weight,
     weight: Annotated[PerModel, Range(0, math.inf)] = 1.0,
@@ -178,7 +203,8 @@ def geometric_median(
         weight: of each model, 0 or more.
         max_iter: steps of Weiszfeld's algorithm at most; it ends when the shares stand still.
 
-    Source: Weiszfeld, Tohoku Math. J. 43, 1937; sd-mecha, geometric_median.
+    Source: Weiszfeld, Tohoku Math. J. 43, 1937; Vardi and Zhang, PNAS 97, 2000, for what it does at a model;
+    sd-mecha, geometric_median.
     """
     measured = measured or _measure_median(whole(*models), weight, max_iter)
     return measured.of(models, None)

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from runner.errors import RecipeError
 from runner.methods.registry import Range, Weight, method
 
 LARGEST = 0.999  # share that can be taken out: the rest is divided by what is left
 
 
+def _check(alpha: float, beta: float) -> str | None:
+    if alpha * beta <= LARGEST:
+        return None
+    return (
+        f"alpha times beta is {alpha * beta:g}, expected at most {LARGEST:g}; lower alpha: a model of "
+        "which nothing else is left cannot be taken out"
+    )
+
+
 @method(
     determinism="exact",
     scope="element",
+    check=_check,
     result_is=lambda alpha, beta: 0 if alpha * beta == 0 else None,
 )
 def weighted_subtraction(
@@ -33,9 +42,4 @@ def weighted_subtraction(
     Source: sd-meh, weighted_subtraction.
     """
     share = alpha * beta
-    if share > LARGEST:
-        raise RecipeError(
-            f"weighted_subtraction: alpha times beta is {share:g}, expected at most {LARGEST:g}",
-            hint="lower alpha: a model of which nothing else is left cannot be taken out",
-        )
     return (a - b).mul_(share / (1 - share)).add_(a)

@@ -120,15 +120,16 @@ def karcher_of(x: Sequence[Array], weights: Sequence[float], max_iter: int = 50,
 
 
 def geometric_median_of(*x: Array, weight: Any = 1.0, max_iter: int = 100) -> Array:
-    weights = per_model(weight, len(x))
-    median = sum(x) / len(x)
+    weights = [w / sum(per_model(weight, len(x))) for w in per_model(weight, len(x))]
     if len(x) == 2 and weights[0] == weights[1]:
-        return median
-    shares = [1 / len(x)] * len(x)
+        return (x[0] + x[1]) / 2
+    for at, one in enumerate(x):  # the others do not pull it away
+        units = [w * (o - one) / norm(o - one) for w, o in zip(weights, x, strict=True) if o is not one]
+        if norm(sum(units)) <= weights[at] * (1 + 1e-12):
+            return one
+    shares, median = weights, sum(w * one for w, one in zip(weights, x, strict=True))
     for _ in range(max_iter):
         far = [norm(one - median) for one in x]
-        if 0 in far:
-            return x[far.index(0)]
         pulls = [w / distance for w, distance in zip(weights, far, strict=True)]
         before, shares = shares, [pull / sum(pulls) for pull in pulls]
         median = sum(share * one for share, one in zip(shares, x, strict=True))

@@ -23,7 +23,6 @@ from hypothesis.extra import numpy as arrays
 from safetensors.torch import save_file
 from torch import Tensor
 
-from runner.errors import RecipeError
 from runner.methods import METHODS
 from runner.methods.random import Random
 from runner.methods.selection import largest
@@ -557,10 +556,16 @@ def test_weights_of_0_give_the_base(name: str, normalize: bool) -> None:
 # Degenerate tensors (R7).
 
 
-def test_linear_refuses_weights_that_cancel() -> None:
-    for weight in ([1.0, -1.0], [1.0, -1.0 + 1e-9]):
-        with pytest.raises(RecipeError, match="add up to 0"):
-            run("linear", *normal((3,), 2), weight=weight)
+@pytest.mark.parametrize("name", ["linear", "multislerp", "karcher", "geometric_median"])
+def test_weights_that_cancel_are_refused(name: str) -> None:
+    check = METHODS[name, None].check
+    for weight in ((1.0, -1.0), (1.0, -1.0 + 1e-9)):
+        assert "add up to 0" in str(check(weight=weight, normalize=True))
+    assert check(weight=(1.0, -1.0 + 1e-6), normalize=True) is None
+
+
+def test_linear_without_normalize_takes_weights_that_cancel() -> None:
+    assert METHODS["linear", None].check(weight=(1.0, -1.0), normalize=False) is None
     a, b = normal((3,), 2)
     close(run("linear", a, b, weight=[1.0, -1.0], normalize=False), a - b)
     close(run("linear", a, b, weight=[1.0, -1.0 + 1e-6]), (a - b * (1 - 1e-6)) / 1e-6, 1e-9)
