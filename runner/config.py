@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ class Job:
 
     Attributes:
         name: "merge" or "plan" by a recipe; "methods", "presets"; "import" from a source, "inspect" of one
-            or two.
+            or two; "models" and "find" of all there are.
         keys: of a merge, plan or inspection: lists "all" keys or a "summary".
         source: of an import or inspection: the file it reads.
         output: of an import: the recipe it writes; None: a name of its own.
@@ -38,6 +38,8 @@ class Job:
         variant: of an inspection: which weight files of a diffusers folder, "fp16".
         hashes: of an inspection: whether files are read for their hashes.
         distances: of an inspection: whether both models are read for how far they are apart.
+        match: of models and find: a glob that names or paths must match; None: all.
+        json: of models: whether the list is for programs.
     """
 
     name: str
@@ -51,6 +53,8 @@ class Job:
     variant: str | None = None
     hashes: bool = False
     distances: bool = False
+    match: str | None = None
+    json: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,7 @@ class Settings:
     verify: bool
     progress: str
     hub: str
+    model_folders: tuple[Path, ...] = ()
 
 
 def settings_of(config: DictConfig) -> Settings:
@@ -98,6 +103,7 @@ def settings_of(config: DictConfig) -> Settings:
         verify=node.flag("verify"),
         progress=node.word("progress", ("auto", "on", "off")),
         hub=node.word("hub", ("online", "offline")),
+        model_folders=node.paths("model_folders", default_folders),
     )
     node.take("source")  # jobs that read one refer to it
     for part in (job, placement, node):
@@ -110,11 +116,15 @@ def settings_of(config: DictConfig) -> Settings:
 
 
 def _job(node: _Node) -> Job:
-    name = node.word("name", (*RECIPE_JOBS, "methods", "presets", "import", "inspect"))
+    name = node.word("name", (*RECIPE_JOBS, "methods", "presets", "import", "inspect", "models", "find"))
     if name in RECIPE_JOBS:
         return Job(name, keys=node.word("keys", ("summary", "all")))
     if name == "methods":
         return Job(name, method=node.text("method"))
+    if name == "models":
+        return Job(name, match=node.text("match"), json=node.flag("json"))
+    if name == "find":
+        return Job(name, match=node.text("match"))
     if name == "presets":
         return Job(name, preset=node.text("preset"))
     if name == "inspect":
@@ -141,6 +151,12 @@ def default_cache() -> Path:
         return Path(stated).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path(os.path.expanduser("~")) / ".cache") / "runner"  # noqa: PTH111 - no error without a home
+
+
+def default_folders() -> tuple[Path, ...]:
+    """The folders that RUNNER_MODELS names, separated as PATH is."""
+    stated = os.environ.get("RUNNER_MODELS", "").split(os.pathsep)
+    return tuple(Path(folder).expanduser() for folder in stated if folder)
 
 
 class _Node:
@@ -188,9 +204,17 @@ class _Node:
         value = self.take(name)
         if value is None:
             return None
-        if not isinstance(value, (str, int)) or isinstance(value, bool) or value == "" or "\0" in str(value):
+        if not _is_path(value):
             raise self.refuse(name, what, value)
         return Path(str(value)).expanduser()
+
+    def paths(self, name: str, default: Callable[[], tuple[Path, ...]]) -> tuple[Path, ...]:
+        value = self.take(name)
+        if value is None:
+            return default()
+        if not isinstance(value, list) or not all(_is_path(one) for one in value):
+            raise self.refuse(name, "a list of folders", value)
+        return tuple(Path(str(one)).expanduser() for one in value)
 
     def size(self, name: str) -> int | None:
         value = self.take(name)
@@ -235,3 +259,12 @@ class _Node:
         for name in self.tree:
             hint = nearest(name, self.asked) or f" (known: {', '.join(self.asked)})"
             raise UsageError(f"{self.prefix}{name}: unknown setting{hint}")
+
+
+def _is_path(value: object) -> bool:
+    return (
+        isinstance(value, (str, int))
+        and not isinstance(value, bool)
+        and value != ""
+        and "\0" not in str(value)
+    )

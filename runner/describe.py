@@ -10,7 +10,8 @@ from runner.errors import counted, escape
 from runner.formats import FORMATS
 from runner.place import Placement
 from runner.plan import BUFFER, COPIED, KEPT, MERGED, Job, Plan, Value
-from runner.record import RunRecord, roles_of
+from runner.provenance import roles_of
+from runner.record import RunRecord
 from runner.resolve import Model, Resolved
 from runner.tables import size, table
 
@@ -28,7 +29,9 @@ def describe(plan: Plan, placement: Placement, free: int, *, all_keys: bool = Fa
     """
     layout, resolved = plan.layout, plan.resolved
     kind = FORMATS[resolved.output_format].title
-    lines = [f"plan of {resolved.recipe.name}: {resolved.merge.method.label} → {layout.name} ({kind})", ""]
+    predicts = f", predicts {plan.prediction.title}" if plan.prediction else ""
+    method = resolved.merge.method.label
+    lines = [f"plan of {resolved.recipe.name}: {method} → {layout.name} ({kind}{predicts})", ""]
     lines += ["inputs", *_inputs(plan), ""]
     lines += ["keys", *_keys(plan), ""]
     if parameters := _parameters(plan):
@@ -47,6 +50,9 @@ def report(path: Path, plan: Plan, record: RunRecord) -> str:
     moved = record.run["residual" if lora else "moved"]
     primary = escape(plan.resolved.primary.checkpoint.label)
     lines = [str(path), f"  sha256 {output['sha256']}, {size(output['bytes'])}"]
+    if not plan.layout.folder:
+        (file,) = output["files"]
+        lines.append(f"  AutoV2 {file['auto_v2']}, AutoV3 {file['auto_v3']}")
     if moved:
         distances = ", ".join(
             f"{name} {100 * found['relative']:.2g} %"
@@ -79,8 +85,10 @@ def _copied(plan: Plan) -> list[str]:
     """What of the result is another model's, unchanged: it is in no distance."""
     counts: dict[tuple[str, str], int] = {}
     for job in plan.jobs:
+        if job.fate != COPIED:
+            continue
         model = plan.resolved.models[job.loads[0].model]
-        if job.fate == COPIED and model is not plan.resolved.primary:
+        if model is not plan.resolved.primary:
             place = (model.checkpoint.label, job.place.component)
             counts[place] = counts.get(place, 0) + 1
     parts = [f"{component} {count} from {escape(label)}" for (label, component), count in counts.items()]

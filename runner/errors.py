@@ -196,6 +196,8 @@ def escape(text: str) -> str:
 
 
 def _escape_unprintable(text: str) -> str:
+    if text.isprintable():  # nearly all are, and this is asked of every name in a header
+        return text
     # Cc/Cf/Cs/Co/Cn, and the two separators that break lines: bidirectional controls are in Cf.
     return "".join(
         "".join(f"\\u{unit:04x}" for unit in _utf16(char))

@@ -1,7 +1,7 @@
 """Read, apply, cast, write: walks the plan with a few workers in a budget of bytes. Knows no recipe.
 
 Pieces are taken in file order and may finish in any order; their bytes go to their positions at
-once and are hashed in file order by a thread of its own. So threads and tiles never change a byte.
+once and are hashed in file order by threads of their own. So threads and tiles never change a byte.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from types import MappingProxyType
 from typing import Any
 
@@ -28,10 +29,12 @@ from runner.files import read_into
 from runner.measure import Measuring
 from runner.place import CPU, Device, Placement, working_bytes
 from runner.plan import Job, Load, Plan
+from runner.read_back import Written
 from runner.resolve import Model
+from runner.tensor_digests import TensorHasher
 from runner.tensors import DTYPES
 from runner.watch import Watch
-from runner.write import Staging, Written
+from runner.write import Staging
 
 log = logging.getLogger(__name__)
 FLUSH_BYTES, FLUSH_SECONDS = 256 << 20, 0.05
@@ -63,7 +66,8 @@ class Outcome:
     """What was measured while the plan was executed.
 
     Attributes:
-        digests: SHA-256 of each weight file, as it was in memory.
+        contents: SHA-256 of the data of each weight file, as it was in memory.
+        tensors: SHA-256 of the data of each tensor of the output, by its name there.
         written: the pieces, with checksums to compare with what is read back.
         moved: by component, the sums of squares of (result − a) and of a; of factors, of what they lack of
             the change they stand for and of the change.
@@ -72,7 +76,8 @@ class Outcome:
         warnings: what is unusual about numbers that were read or written, a line each.
     """
 
-    digests: list[str] = field(default_factory=list)
+    contents: list[str] = field(default_factory=list)
+    tensors: dict[str, str] = field(default_factory=dict)
     written: list[Written] = field(default_factory=list)
     moved: dict[str, tuple[float, float]] = field(default_factory=dict)
     fallbacks: Counter[str] = field(default_factory=Counter)
@@ -129,7 +134,8 @@ def _keep_freed_memory() -> None:
 class _Engine:
     """The state the workers share, guarded by one lock.
 
-    Workers wait for `room`, the hasher for `ready`; the calling thread looks in ten times a second.
+    Workers wait for `room`, the first hasher for `ready`, the second hasher for the first; the calling
+    thread looks in ten times a second.
     """
 
     def __init__(
@@ -147,6 +153,8 @@ class _Engine:
             self.waiting.setdefault(placement.device_of[piece.job], deque()).append(piece)
         self.total = sum(map(len, self.waiting.values()))
         self.finished: dict[int, tuple[Piece, memoryview]] = {}
+        self.awaited = 0  # the piece whose bytes are hashed next
+        self.hashed_once: SimpleQueue[tuple[Piece, memoryview] | None] = SimpleQueue()
         self.hashed = 0
         self.in_flight = 0
         self.measured_now = 0  # jobs that are being measured
@@ -172,7 +180,7 @@ class _Engine:
             os.close(descriptor)
 
     def run(self, advance: Callable[[int], None]) -> Outcome:
-        tasks = [("hash", self._hash), ("flush", self._flush)]
+        tasks = [("hash", self._hash), ("hash-tensors", self._hash_tensors), ("flush", self._flush)]
         if not self.measuring.surveyed:
             tasks.append(("survey", self._survey))
         for device in self.waiting:
@@ -233,6 +241,7 @@ class _Engine:
             self.stopped.set()
             self.room.notify_all()
             self.ready.notify_all()
+            self.hashed_once.put(None)
 
     def take(self, device: Device) -> tuple[Piece, memoryview] | int | None:
         """What a worker of a device is to do next; None when there is no more.
@@ -318,23 +327,35 @@ class _Engine:
             if moved is not None:
                 self.parts.setdefault(piece.job, {})[piece.start] = moved
             self.finished[piece.number] = piece, data
-            if piece.number == self.hashed:
+            if piece.number == self.awaited:
                 self.ready.notify()
 
     def _hash(self) -> None:
-        """Hashes the pieces in file order, each weight file from its header on."""
-        hashers = [hashlib.sha256(file.header) for file in self.plan.layout.files]
+        """Hashes the pieces in file order, the data of each weight file as one."""
+        hashers = [hashlib.sha256() for _ in self.plan.layout.files]
         for number in range(self.total):
             with self.ready:
+                self.awaited = number
                 while number not in self.finished and self.error is None:
                     self.ready.wait()
                 if self.error is not None:
                     return
                 piece, data = self.finished.pop(number)
             hashers[self.plan.jobs[piece.job].file].update(data)
+            self.hashed_once.put((piece, data))
+        self.outcome.contents = [hasher.hexdigest() for hasher in hashers]
+        self.hashed_once.put(None)
+
+    def _hash_tensors(self) -> None:
+        """Hashes the same pieces once more, each tensor by itself, and lets them go."""
+        hashers = [TensorHasher(file) for file in self.plan.layout.files]
+        while (taken := self.hashed_once.get()) is not None:
+            piece, data = taken
+            hashers[self.plan.jobs[piece.job].file].update(data)
             self._release(piece, data)
+        for hasher in hashers:
+            self.outcome.tensors |= hasher.digests
         self.outcome.notes = {note: sorted(keys) for note, keys in sorted(self.measuring.notes.items())}
-        self.outcome.digests = [hasher.hexdigest() for hasher in hashers]
         self.stopped.set()
 
     def _release(self, piece: Piece, data: memoryview) -> None:

@@ -101,6 +101,17 @@ def _cache_dir() -> str | None:
     return os.environ.get("HF_HUB_CACHE") or None
 
 
+def cache_folder() -> Path:
+    """Where the hub's cache is. huggingface_hub, which knows it, takes long to import.
+
+    Source: huggingface_hub, constants.py.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")  # noqa: PTH111 - no error without a home
+    hub = os.path.join(os.environ.get("HF_HOME") or os.path.join(home, "huggingface"), "hub")
+    stated = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or hub
+    return Path(os.path.expandvars(stated)).expanduser()
+
+
 def _cached(name: HubName) -> tuple[Path, str]:
     """What the cache has of a model."""
     from huggingface_hub import try_to_load_from_cache

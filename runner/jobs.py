@@ -9,6 +9,7 @@ from runner.config import Settings
 from runner.errors import UsageError
 from runner.imports.job import import_recipe
 from runner.inspection.job import inspect
+from runner.listing import find_digests, list_models
 from runner.progress import say
 
 
@@ -23,6 +24,10 @@ def run_job(settings: Settings) -> dict[str, Any]:
     if job.name == "methods":
         say(details(job.method) if job.method else overview())
         return {}
+    if job.name == "models":
+        return list_models(settings)
+    if job.name == "find":
+        return find_digests(settings)
     if job.name == "presets":
         say(preset_details(job.preset) if job.preset else preset_overview())
         return {}

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from runner.card import NAME as CARD
+from runner.checkpoint import Layout
 from runner.compose import ComposedRecipe
 from runner.config import Settings
 from runner.describe import describe, report
 from runner.digests import InputDigests, model_digest
 from runner.errors import MismatchError, OutputError, quote
 from runner.files import InputFile
+from runner.origins import layout_with_origins, plan_with_origins
 from runner.place import Placement, place
 from runner.plan import Plan
-from runner.planner import make_plan
 from runner.progress import progress, say
+from runner.provenance import merge_identities
 from runner.recipe import parse_recipe
-from runner.record import RunRecord, header_metadata, merge_identities
+from runner.record import RunRecord
 from runner.resolve import Resolved, resolve
+from runner.statement import statement_of
 from runner.write import Staging, check_place, free_bytes, write_file
 
 log = logging.getLogger(__name__)
@@ -59,17 +63,24 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
     Raises:
         RunnerError: whatever is wrong; run.json then tells of it too.
     """
-    record = RunRecord([(file.name, file.sha256) for file in recipe.files], recipe.overrides)
+    record = RunRecord(recipe.files, recipe.overrides, folder / "run.log")
     output_dir = settings.output_dir or folder
     path = None
     try:
         with record.stage("resolve"):
             parsed = parse_recipe(recipe.name, recipe.tree, recipe.locate)
             offline = settings.hub == "offline"
-            resolved = resolve(parsed, recipe.locate, settings.models_dir, settings.cache_dir, offline)
+            resolved = resolve(
+                parsed,
+                recipe.locate,
+                settings.models_dir,
+                settings.cache_dir,
+                offline,
+                settings.model_folders,
+            )
             record.resolved(resolved)
         with record.stage("plan"):
-            plan = make_plan(resolved, header_metadata(resolved))
+            plan = plan_with_origins(resolved)
             placement = place(
                 plan,
                 settings.placement,
@@ -81,8 +92,9 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
             record.planned(plan, placement)
         text = describe(plan, placement, free_bytes(output_dir), all_keys=settings.job.keys == "all")
         log.debug("%s", text)
+        made = None
         if settings.job.name == "merge":
-            path = merge(plan, placement, settings, output_dir, record)
+            path, made = merge(plan, placement, settings, output_dir, record)
             text = report(path, plan, record)
     except BaseException as error:
         record.failed(error)
@@ -90,7 +102,10 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
             write_file(folder / "run.json", record.text().encode())
         raise
     try:
-        write_file(folder / "run.json", record.text().encode())
+        text_of_record = record.text().encode()
+        write_file(folder / "run.json", text_of_record)
+        if made is not None:
+            _write_beside(folder, plan, made, record, text_of_record)
     except OutputError as error:
         if path is not None:
             raise OutputError(
@@ -101,11 +116,32 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
     return Outcome(path, record)
 
 
-def merge(plan: Plan, placement: Placement, settings: Settings, output_dir: Path, record: RunRecord) -> Path:
+@dataclass(frozen=True)
+class Made:
+    """What a merge is known by when it is done.
+
+    Attributes:
+        layout: of the model, as it was written.
+        card: for people; part of a folder.
+        inputs: digests of the weight files.
+        outputs: digests of the model's weight files.
+        sidecar: the digests of its tensors.
+    """
+
+    layout: Layout
+    card: bytes
+    inputs: Mapping[InputFile, str]
+    outputs: Sequence[str]
+    sidecar: bytes
+
+
+def merge(
+    plan: Plan, placement: Placement, settings: Settings, output_dir: Path, record: RunRecord
+) -> tuple[Path, Made]:
     """Executes a plan: the model appears under its name whole, or not at all.
 
     Returns:
-        The path of the model.
+        The path of the model, and what it is known by.
     """
     for warning in plan.warnings:
         record.warn(warning)
@@ -126,21 +162,37 @@ def merge(plan: Plan, placement: Placement, settings: Settings, output_dir: Path
             outcome = execute(plan, placement, staging, advance, identities)
             for warning in outcome.warnings:
                 record.warn(warning)
-        with record.stage("sync"):
-            staging.sync()
-        if settings.verify:
-            with record.stage("verify"):
-                staging.verify(outcome.written, placement.threads)
         with record.stage("digest"):
             known = digests.wait()
-        check_sources(plan.resolved, known)
+            check_sources(plan.resolved, known)
+            layout, card = layout_with_origins(plan, known)
+            staging.fill(layout)
+        with record.stage("sync"):
+            staging.stamp(outcome.contents)
+            staging.sync()
+        with record.stage("verify" if settings.verify else "hash"):
+            hashes = staging.read_back(outcome.written, placement.threads)
         record.read(plan.resolved, known)
-        record.written(plan, outcome)
+        sidecar = record.written(replace(plan, layout=layout), outcome, hashes)
         if plan.keeps_primary and not any(difference for difference, _ in outcome.moved.values()):
             record.warn(f"the result equals {quote(plan.resolved.primary.checkpoint.label)}: nothing moved")
         with record.stage("publish"):
-            staging.publish()
-    return target
+            staging.publish(sidecar)
+    return target, Made(layout, card, known, [str(one.sha256) for one in hashes], sidecar)
+
+
+def _write_beside(folder: Path, plan: Plan, made: Made, record: RunRecord, text: bytes) -> None:
+    """Writes what stands beside the record: the card of a single file, and the statement.
+
+    Raises:
+        OutputError: the device refused.
+    """
+    if not made.layout.folder:
+        write_file(folder / CARD, made.card)
+    statement = statement_of(
+        plan.resolved, made.layout, made.outputs, made.inputs, record, text, made.sidecar
+    )
+    write_file(folder / f"{made.layout.name}.intoto.json", statement)
 
 
 def _identities(resolved: Resolved) -> set[tuple[int, int]]:

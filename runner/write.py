@@ -11,70 +11,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import functools
 import hashlib
 import os
 import shutil
-import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
-from runner.checkpoint import Layout, OutputFile
-from runner.errors import BusyError, InputError, MismatchError, OutputError, RunnerError, UsageError, quote
-from runner.files import PIECE_BYTES, open_regular, read_into
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
+from runner.checkpoint import SIDECAR, Layout, OutputFile
+from runner.errors import BusyError, OutputError, RunnerError, UsageError, quote
+from runner.files import PIECE_BYTES
+from runner.hashes import FileHashes
+from runner.read_back import Built, Written, checksum, read_back
 
 LOCK_TRIES, LOCK_SECONDS = 5, 0.02
 MAX_TRIES = 100  # to make a partial that other runs rename away
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A piece of a weight file, and how to recognise it when it is read back.
-
-    Attributes:
-        file: index in the layout's files.
-        offset, nbytes: where it is in the file.
-        checksum: of its bytes, as they were in memory.
-    """
-
-    file: int
-    offset: int
-    nbytes: int
-    checksum: int
-
-
-def checksum(data: memoryview) -> int:
-    """The sum of the 64-bit words of a piece, each times an odd number of its own, modulo 2⁶⁴.
-
-    It changes with any word that changes, and with words that change places; a twentieth of the time
-    of SHA-256, which the file has beside.
-    """
-    import torch  # here: a plan needs this module, but no torch
-
-    whole = len(data) // 8
-    tail = int.from_bytes(data[8 * whole :], "little")
-    if not whole:
-        return tail
-    factors = _factors(1 << (whole - 1).bit_length())[:whole]
-    words = torch.frombuffer(data, dtype=torch.int64, count=whole)
-    return (int((words * factors).sum()) + tail * (2 * whole + 1)) % 2**64
-
-
-@functools.cache  # of powers of two: twice the memory of a piece in all
-def _factors(count: int) -> Tensor:
-    """The first odd numbers."""
-    import torch
-
-    return torch.arange(1, 2 * count, 2, dtype=torch.int64)
 
 
 def check_place(layout: Layout, folder: Path, inputs: set[tuple[int, int]]) -> Path:
@@ -94,6 +46,9 @@ def check_place(layout: Layout, folder: Path, inputs: set[tuple[int, int]]) -> P
         raise OutputError(
             f"output folder {quote(folder)}: no such folder", hint=f"make it: mkdir -p {folder}"
         )
+    if sidecar_path(target).is_dir():
+        message = f"{quote(sidecar_path(target))} is a folder; the digests of the tensors go there"
+        raise UsageError(message, hint="remove it, or give output.name another name")
     try:
         status = os.lstat(target)
     except FileNotFoundError:
@@ -111,6 +66,11 @@ def check_place(layout: Layout, folder: Path, inputs: set[tuple[int, int]]) -> P
     if layout.folder:
         raise UsageError(f"output {quote(target)} is a file; the output is a folder", hint="remove it")
     return target
+
+
+def sidecar_path(model: Path) -> Path:
+    """Where the digests of a model's tensors stand: beside its file or folder."""
+    return model.with_name(model.name + SIDECAR)
 
 
 def free_bytes(folder: Path) -> int:
@@ -134,16 +94,16 @@ class Staging:
     Args:
         layout: what will be written.
         target: the final path.
-        checked: whether checksums are taken of what is written, for verify.
+        checked: whether checksums are taken of what is written, for read_back.
     """
 
     def __init__(self, layout: Layout, target: Path, *, checked: bool = True) -> None:
         self.layout = layout
         self.target = target
         self.checked = checked
-        digits = hashlib.sha256(target.name.encode()).hexdigest()[:8]
-        self.partial = target.with_name(f".rnr-{digits}.part")
+        self.partial = _partial(target)
         self.stale = False
+        self._contents: Sequence[str] = ()
         self._lock: int | None = None
         self._descriptors: list[int] = []
 
@@ -178,7 +138,7 @@ class Staging:
             OutputError: the device refused.
         """
         self._put(file, data, offset)
-        return Written(file, offset, len(data), checksum(data) if self.checked else 0)
+        return Written(file, offset, len(data), checksum(data) if self.checked else None)
 
     def _put(self, file: int, data: memoryview, offset: int) -> None:
         done = 0
@@ -200,71 +160,67 @@ class Staging:
         except OSError as error:
             raise _failed(self.target, error) from error
 
-    def verify(self, pieces: Sequence[Written], threads: int) -> None:
-        """Reads the output back and compares it with what was written.
+    def fill(self, layout: Layout) -> None:
+        """Puts in what headers and texts say that is known at the end alone; before the headers are stamped.
 
         Args:
-            pieces: what was written after the headers, with checksums taken from memory.
-            threads: how many read at a time.
+            layout: the planned one with its headers and texts as they are now: places and sizes of the
+                weight files are the same.
+
+        Raises:
+            OutputError: the device refused.
+        """
+        planned, self.layout = self.layout, layout
+        for number, (before, file) in enumerate(zip(planned.files, layout.files, strict=True)):
+            assert (before.name, before.nbytes) == (file.name, file.nbytes)
+            assert len(before.header) == len(file.header)
+            if before.header != file.header:
+                self._put(number, memoryview(file.header), 0)
+        try:
+            for name, text in layout.texts.items() if layout.folder else ():
+                if planned.texts.get(name) != text:
+                    self._write_text(name, text)
+        except OSError as error:
+            raise _failed(self.target, error) from error
+
+    def stamp(self, contents: Sequence[str]) -> None:
+        """Writes the digest of each weight file's data into its header, where zeros kept its place.
+
+        Raises:
+            OutputError: the device refused.
+        """
+        self._contents = contents
+        for number, (file, digest) in enumerate(zip(self.layout.files, contents, strict=True)):
+            self._put(number, memoryview(digest.encode()), file.stamp)
+
+    def read_back(self, pieces: Sequence[Written], threads: int) -> list[FileHashes]:
+        """Reads the output back, compares it with what was written if it is `checked`, and hashes it.
+
+        Args:
+            pieces: what was written after the headers.
+            threads: how many work at a time.
 
         Raises:
             MismatchError: a file does not hold what was written to it.
         """
-        try:
-            for file in self.layout.files:
-                self._verify_header(file)
-            stop = threading.Event()
-            shares = [pieces[number::threads] for number in range(threads)]
-            with ThreadPoolExecutor(threads, thread_name_prefix="verify") as pool:
-                try:
-                    for _ in pool.map(lambda share: self._verify_pieces(share, stop), shares):
-                        pass
-                finally:
-                    stop.set()
-        except InputError as error:
-            raise MismatchError(f"read back: {error.message}. No output was written.") from error
+        files = [
+            Built(self.path(file), file.name or self.target.name, file.stamped(digest), file.nbytes, digest)
+            for file, digest in zip(self.layout.files, self._contents, strict=True)
+        ]
+        return read_back(files, pieces, threads)
 
-    def _verify_header(self, file: OutputFile) -> None:
-        descriptor = open_regular(self.path(file), file.name)
-        try:
-            found = bytearray(len(file.header))
-            read_into(descriptor, memoryview(found), 0, file.name)
-            if found != file.header or os.fstat(descriptor).st_size != file.nbytes:
-                raise self._mismatch(file, "header or size")
-        finally:
-            os.close(descriptor)
-
-    def _verify_pieces(self, pieces: Sequence[Written], stop: threading.Event) -> None:
-        buffer = bytearray(max((piece.nbytes for piece in pieces), default=0))
-        opened: dict[int, int] = {}
-        try:
-            for piece in pieces:
-                if stop.is_set():
-                    return
-                file = self.layout.files[piece.file]
-                if piece.file not in opened:
-                    opened[piece.file] = open_regular(self.path(file), file.name)
-                view = memoryview(buffer)[: piece.nbytes]
-                read_into(opened[piece.file], view, piece.offset, file.name)
-                if checksum(view) != piece.checksum:
-                    raise self._mismatch(file, f"bytes {piece.offset} to {piece.offset + piece.nbytes}")
-        finally:
-            for descriptor in opened.values():
-                os.close(descriptor)
-
-    def _mismatch(self, file: OutputFile, what: str) -> MismatchError:
-        return MismatchError(
-            f"{quote(file.name or self.target.name)}: {what}: what was read back is not what was written. "
-            "No output was written.",
-            hint="the disk or the memory of this machine is failing",
-        )
-
-    def publish(self) -> None:
+    def publish(self, sidecar: bytes | None = None) -> None:
         """Gives the output its final name. After this it is never removed.
+
+        A sidecar that another model of this name had is gone before the model is: a model may lack
+        its own, but never has another's.
+
+        Args:
+            sidecar: the content of the file NAME.tensors.json beside it.
 
         Raises:
             OutputError: the name could not be given; nothing is left behind. Or the folder could
-                not be synced: then the output is in place and complete.
+                not be synced, or the sidecar not be written: then the output is in place and complete.
         """
         try:
             mask = os.umask(0)
@@ -273,14 +229,20 @@ class Staging:
                 path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
                 if path.is_dir():
                     _sync_folder(path)
-            self.partial.replace(self.target)
+            with _set_aside(sidecar_path(self.target)):
+                self.partial.replace(self.target)
         except OSError as error:
             raise _failed(self.target, error) from error
+        in_place = f"{quote(self.target)} is in place and verified, but"
         try:
             _sync_folder(self.target.parent)
         except OSError as error:
-            message = f"{quote(self.target)} is in place and verified, but its folder could not be synced"
-            raise OutputError(f"{message}: {error.strerror}") from error
+            raise OutputError(f"{in_place} its folder could not be synced: {error.strerror}") from error
+        if sidecar is not None:
+            try:
+                write_file(sidecar_path(self.target), sidecar)
+            except OutputError as error:
+                raise OutputError(f"{in_place} the digests of its tensors are not: {error}") from error
 
     def _sweep(self) -> None:
         """Removes what killed runs left in this folder of other outputs: partials without a lock."""
@@ -308,12 +270,7 @@ class Staging:
         try:
             if self.layout.folder:
                 for name, text in self.layout.texts.items():
-                    path = self.partial / name
-                    path.parent.mkdir(exist_ok=True)
-                    with path.open("wb") as stream:
-                        stream.write(text)
-                        stream.flush()
-                        os.fsync(stream.fileno())
+                    self._write_text(name, text)
             for file in self.layout.files:
                 path = self.path(file)
                 if self.layout.folder:
@@ -329,6 +286,14 @@ class Staging:
             raise _failed(self.target, error, self.layout.nbytes) from error
         for number, file in enumerate(self.layout.files):
             self._put(number, memoryview(file.header), 0)
+
+    def _write_text(self, name: str, text: bytes) -> None:
+        path = self.partial / name
+        path.parent.mkdir(exist_ok=True)
+        with path.open("wb") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
 
     def _open_locked(self) -> bool:
         """Opens and locks the partial; False if it vanished in between and must be tried again."""
@@ -403,6 +368,28 @@ def write_file(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise _failed(path, error) from error
+
+
+def _partial(path: Path) -> Path:
+    """The name under which something is built, or put aside, beside its place."""
+    return path.with_name(f".rnr-{hashlib.sha256(path.name.encode()).hexdigest()[:8]}.part")
+
+
+@contextlib.contextmanager
+def _set_aside(path: Path) -> Iterator[None]:
+    """Removes a file if there is one; puts it back if what follows fails."""
+    aside = _partial(path)
+    try:
+        path.replace(aside)
+    except FileNotFoundError:
+        yield
+        return
+    try:
+        yield
+    except BaseException:
+        aside.replace(path)
+        raise
+    aside.unlink()
 
 
 def _lock(descriptor: int) -> None:

@@ -18,6 +18,7 @@ DEFAULTS: dict[str, Any] = {
     "job": {"name": "merge", "keys": "summary"},
     "placement": {"devices": None, "max_memory": {}},
     "models_dir": ".",
+    "model_folders": None,
     "output_dir": None,
     "cache_dir": None,
     "memory": "auto",
@@ -138,6 +139,23 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert default_cache() == Path("/home/me/.cache/runner")
 
 
+def test_more_folders_are_a_list_or_what_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert parsed().model_folders == ()
+    monkeypatch.setenv("RUNNER_MODELS", "~/ComfyUI::/opt/forge")
+    assert parsed().model_folders == (Path("/home/me/ComfyUI"), Path("/opt/forge"))
+    assert parsed(model_folders=["~/x", 7]).model_folders == (Path("/home/me/x"), Path("7"))
+    assert settings_of(composed("model_folders=[a,b]")).model_folders == (Path("a"), Path("b"))
+    assert parsed(model_folders=[]).model_folders == ()
+
+
+def test_the_jobs_on_the_models_there_are_have_their_settings() -> None:
+    assert settings_of(composed("job=models", "job.match='*a*'", "job.json=true")).job == Job(
+        "models", match="*a*", json=True
+    )
+    assert settings_of(composed("job=find")).job == Job("find")
+
+
 MISTAKES: list[tuple[str, Any, str]] = [
     *[
         ("threads", value, f"an integer from 0 to {MAX_THREADS}")
@@ -156,6 +174,10 @@ MISTAKES: list[tuple[str, Any, str]] = [
     *[("progress", value, "auto or on or off") for value in ("loud", None, 2)],
     *[("models_dir", value, "a folder") for value in ("", True, 1.5, ["x"], {"x": 1}, "a\0b")],
     *[("output_dir", value, "a folder") for value in ("", False, [])],
+    *[
+        ("model_folders", value, "a list of folders")
+        for value in ("x", "", {}, [""], [True], [["x"]], ["a\0"])
+    ],
     *[("cache_dir", value, "a folder") for value in ("", False, {})],
 ]
 
@@ -212,7 +234,7 @@ def test_a_tile_is_a_multiple_of_what_sums_are_taken_over(value: int) -> None:
     [
         (
             {"job": {"name": "mrege", "keys": "all"}},
-            "job.name: expected merge or plan or methods or presets or import or inspect; found ",
+            "job.name: expected merge or plan or methods or presets or import or inspect or models or find; ",
         ),
         (
             {"job": {"name": "plan", "keys": "al"}},
