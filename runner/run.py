@@ -190,6 +190,8 @@ def merge(
         with record.stage("execute"):
             identities = merge_identities(plan.resolved, digests.wait()) if plan.draws else {}
             outcome = execute(plan, placement, staging, advance, identities)
+            for warning in outcome.warnings:
+                record.warn(warning)
         with record.stage("digest"):
             known = digests.wait()
             check_sources(plan.resolved, known)
