@@ -17,7 +17,7 @@ from runner.recipe import parse_size
 from runner.tensors import SUM_ELEMENTS
 
 MAX_THREADS = 256
-RECIPE_JOBS = ("merge", "plan")  # those that run a recipe
+RECIPE_JOBS = ("merge", "plan", "lock")  # those that run a recipe
 MAX_TILE_ELEMENTS = 1 << 26
 
 
@@ -26,8 +26,8 @@ class Job:
     """What is done.
 
     Attributes:
-        name: "merge" or "plan" by a recipe; "methods", "presets"; "import" from a source, "inspect" of one
-            or two; "models" and "find" of all there are.
+        name: "merge", "plan" or "lock" by a recipe; "methods", "presets"; "import" from a source, "inspect"
+            of one or two; "models" and "find" of all there are.
         keys: of a merge, plan or inspection: lists "all" keys or a "summary".
         source: of an import or inspection: the file it reads.
         output: of an import: the recipe it writes; None: a name of its own.
@@ -40,6 +40,7 @@ class Job:
         distances: of an inspection: whether both models are read for how far they are apart.
         match: of models and find: a glob that names or paths must match; None: all.
         json: of models: whether the list is for programs.
+        update: of lock: whether what a lock says may be changed.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Job:
     distances: bool = False
     match: str | None = None
     json: bool = False
+    update: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,9 @@ class Settings:
     progress: str
     hub: str
     model_folders: tuple[Path, ...] = ()
+    locked: bool = False
+    rerun: bool = False
+    resume: Path | None = None
 
 
 def settings_of(config: DictConfig) -> Settings:
@@ -104,6 +109,9 @@ def settings_of(config: DictConfig) -> Settings:
         progress=node.word("progress", ("auto", "on", "off")),
         hub=node.word("hub", ("online", "offline")),
         model_folders=node.paths("model_folders", default_folders),
+        locked=node.flag("locked"),
+        rerun=node.flag("rerun"),
+        resume=node.path("resume", "the folder of a sweep"),
     )
     node.take("source")  # jobs that read one refer to it
     for part in (job, placement, node):
@@ -117,6 +125,8 @@ def settings_of(config: DictConfig) -> Settings:
 
 def _job(node: _Node) -> Job:
     name = node.word("name", (*RECIPE_JOBS, "methods", "presets", "import", "inspect", "models", "find"))
+    if name == "lock":
+        return Job(name, update=node.flag("update"))
     if name in RECIPE_JOBS:
         return Job(name, keys=node.word("keys", ("summary", "all")))
     if name == "methods":
