@@ -29,7 +29,9 @@ def describe(plan: Plan, placement: Placement, free: int, *, all_keys: bool = Fa
     """
     layout, resolved = plan.layout, plan.resolved
     kind = FORMATS[resolved.output_format].title
-    lines = [f"plan of {resolved.recipe.name}: {resolved.merge.method.label} → {layout.name} ({kind})", ""]
+    predicts = f", predicts {plan.prediction.title}" if plan.prediction else ""
+    method = resolved.merge.method.label
+    lines = [f"plan of {resolved.recipe.name}: {method} → {layout.name} ({kind}{predicts})", ""]
     lines += ["inputs", *_inputs(plan), ""]
     lines += ["keys", *_keys(plan), ""]
     if parameters := _parameters(plan):
@@ -95,8 +97,10 @@ def _copied(plan: Plan) -> list[str]:
     """What of the result is another model's, unchanged: it is in no distance."""
     counts: dict[tuple[str, str], int] = {}
     for job in plan.jobs:
+        if job.fate != COPIED:
+            continue
         model = plan.resolved.models[job.loads[0].model]
-        if job.fate == COPIED and model is not plan.resolved.primary:
+        if model is not plan.resolved.primary:
             place = (model.checkpoint.label, job.place.component)
             counts[place] = counts.get(place, 0) + 1
     parts = [f"{component} {count} from {escape(label)}" for (label, component), count in counts.items()]

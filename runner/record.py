@@ -149,6 +149,7 @@ class RunRecord:
             "determinism": plan.determinism,
             "dropped": by_reason(plan.dropped, plan.resolved),
             "deviations": deviations(plan),
+            "predicts": plan.prediction.title if plan.prediction else None,
         }
         self.run["placement"] = {
             "jobs": {str(device): count for device, count in placement.jobs_by_device.items()},

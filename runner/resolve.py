@@ -169,12 +169,6 @@ def resolve(
         carrier = _carrier(recipe, (primary, *models), models_dir, library, offline)
         for component, number in components.items():
             carrier = carrier and _with_config(carrier, component, models[number].checkpoint)
-    if recipe.output.prediction_type and (carrier is not None or output_format != "diffusers"):
-        what = (
-            "is for the scheduler of a folder with built-in configs, which this output is not; leave it out"
-        )
-        problems.add(("output", "prediction_type"), what)
-        problems.raise_if_any()
     return Resolved(
         recipe, models, merge, output_format, carrier, places, tuple(problems.warnings), components
     )
