@@ -246,7 +246,8 @@ def test_a_tile_is_a_multiple_of_what_sums_are_taken_over(value: int) -> None:
     [
         (
             {"job": {"name": "mrege", "keys": "all"}},
-            "job.name: expected merge or plan or lock or methods or presets or import or inspect or models or find; ",
+            "job.name: expected merge or plan or lock or methods or presets or import or inspect or models "
+            "or find; ",
         ),
         (
             {"job": {"name": "plan", "keys": "al"}},
