@@ -105,7 +105,8 @@ def test_a_plan_and_a_mistake_do_not_import_torch(tmp_path: Path, folder: Path) 
 import sys
 from runner.__main__ import run
 lines = ["job=plan"], ["job=lock"], ["job=plan", "recipe.alpha=x"], ["job=plan", "thread=1"]
-sys.exit(f"{[run(line) for line in lines]} {[name for name in ('torch', 'diffusers', 'rich') if name in sys.modules]}")
+codes = [run(line) for line in lines]
+sys.exit(f"{codes} {[name for name in ('torch', 'diffusers', 'rich') if name in sys.modules]}")
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
