@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -258,6 +259,7 @@ def test_the_digest_in_a_lock_finds_a_model_that_was_renamed(work: Path) -> None
     with pytest.raises(InputError, match="no such file") as caught:
         go(work)
     assert "job=find" in str(caught.value.hint)
+    os.utime(work / "renamed.safetensors", (1_000_000_000, 1_000_000_000))  # of a new file none is remembered
     find_digests(settings(work, job=Job("find"), digests="remember"))
     assert go(work, locked=True).path is not None
     shutil.copy(work / "a.safetensors", work / "b.safetensors")  # a path comes before a digest
