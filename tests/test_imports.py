@@ -55,6 +55,7 @@ LAYERS = (
     {"catalogue"},
     {"jobs"},
     {"run", "sweep"},
+    {"interrupts"},
     {"__main__"},
 )
 
