@@ -234,6 +234,9 @@ def _translated(error: BaseException) -> RunnerError:
         found = re.search(r"Could not override '([^']+)'", str(error))
         if found:
             known = _setting_names()
+            if found[1].startswith("publish.") and found[1] in known:
+                hint = "each target has its own settings: publish=a1111, comfyui, folder, invokeai or hub"
+                return UsageError(f"{quote(found[1])}: no target is chosen that has this setting", hint=hint)
             if found[1] in known:
                 hint = f"it belongs to another job: job={_job_of(found[1])}"
                 return UsageError(f"{quote(found[1])}: this job has no such setting", hint=hint)

@@ -83,6 +83,9 @@ class Scratch:
         # What stands in another order in the output is computed whole, and put in that order at the end.
         result = memoryview(bytearray(len(out))) if job.arranged else out
         try:
+            if job.content is not None:
+                result[:] = job.content
+                return None
             if job.rank:
                 return self._factor(job, start, count, result, measured)
             if job.steps:
@@ -161,7 +164,7 @@ class Scratch:
         self, job: Job, start: int, count: int, device: torch.device, measured: Measured
     ) -> Evaluation:
         operands = [
-            self._padded(job, at, load) if job.padded and at else self._load(at, load, start, count)
+            self._padded(job, at, load) if self._is_padded(job, at) else self._load(at, load, start, count)
             for at, load in enumerate(job.loads)
         ]
         # Rounding to 16 bits restores the common value of 16-bit operands by itself.
@@ -262,6 +265,10 @@ class Scratch:
         view = memoryview(self._inputs[at])[: count * size]
         self._read(load, view, start, count)
         return torch.frombuffer(view, dtype=torch_dtype(spec), count=count)
+
+    def _is_padded(self, job: Job, at: int) -> bool:
+        """Whether a load may lack input channels; the change of an adapter is of the whole tensor's shape."""
+        return job.padded and at > 0 and not self._plan.resolved.models[job.loads[at].model].adapters
 
     def _padded(self, job: Job, at: int, load: Load) -> Tensor:
         """A stored tensor, with the input channels it lacks from the first load."""

@@ -13,12 +13,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner.errors import UsageError, nearest, quote
 from runner.place import Devices
+from runner.publish.target import Target
 from runner.recipe import parse_size
 from runner.tensors import SUM_ELEMENTS
 
 MAX_THREADS = 256
 RECIPE_JOBS = ("merge", "plan")  # those that run a recipe
 MAX_TILE_ELEMENTS = 1 << 26
+MAX_PATIENCE = 86400  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class Job:
         distances: of an inspection: whether both models are read for how far they are apart.
         match: of models and find: a glob that names or paths must match; None: all.
         json: of models: whether the list is for programs.
+        run: of publish: the folder of the run.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Job:
     distances: bool = False
     match: str | None = None
     json: bool = False
+    run: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,7 @@ class Settings:
     progress: str
     hub: str
     model_folders: tuple[Path, ...] = ()
+    publish: Target | None = None
 
 
 def settings_of(config: DictConfig) -> Settings:
@@ -88,7 +93,8 @@ def settings_of(config: DictConfig) -> Settings:
         tree: Any = OmegaConf.to_container(own, resolve=True)
     except OmegaConfBaseException as error:
         raise UsageError(f"settings: {quote(error)}") from error
-    job, placement = (_Node(tree.pop(name, None) or {}, f"{name}.") for name in ("job", "placement"))
+    groups = ("job", "placement", "publish")
+    job, placement, publish = (_Node(tree.pop(name, None) or {}, f"{name}.") for name in groups)
     node = _Node(tree, "")
     settings = Settings(
         job=_job(job),
@@ -104,9 +110,11 @@ def settings_of(config: DictConfig) -> Settings:
         progress=node.word("progress", ("auto", "on", "off")),
         hub=node.word("hub", ("online", "offline")),
         model_folders=node.paths("model_folders", default_folders),
+        publish=_target(publish) if publish.tree else None,
     )
-    node.take("source")  # jobs that read one refer to it
-    for part in (job, placement, node):
+    for name in ("source", "run"):  # jobs that read one refer to it
+        node.take(name)
+    for part in (job, placement, publish, node):
         part.raise_if_unknown()
     if settings.tile_elements % SUM_ELEMENTS:
         raise UsageError(
@@ -116,7 +124,9 @@ def settings_of(config: DictConfig) -> Settings:
 
 
 def _job(node: _Node) -> Job:
-    name = node.word("name", (*RECIPE_JOBS, "methods", "presets", "import", "inspect", "models", "find"))
+    name = node.word(
+        "name", (*RECIPE_JOBS, "methods", "presets", "import", "inspect", "models", "find", "publish")
+    )
     if name in RECIPE_JOBS:
         return Job(name, keys=node.word("keys", ("summary", "all")))
     if name == "methods":
@@ -125,6 +135,8 @@ def _job(node: _Node) -> Job:
         return Job(name, match=node.text("match"), json=node.flag("json"))
     if name == "find":
         return Job(name, match=node.text("match"))
+    if name == "publish":
+        return Job(name, run=node.path("run"))
     if name == "presets":
         return Job(name, preset=node.text("preset"))
     if name == "inspect":
@@ -143,6 +155,19 @@ def _job(node: _Node) -> Job:
         output=node.path("output", "a file"),
         overwrite=node.flag("overwrite"),
     )
+
+
+def _target(node: _Node) -> Target:
+    name = node.word("target", ("a1111", "comfyui", "folder", "invokeai", "hub"))
+    dry_run = node.flag("dry_run")
+    if name == "invokeai":
+        url, patience = node.text("url", "an address"), node.integer("patience", 1, MAX_PATIENCE)
+        return Target(name, dry_run=dry_run, url=url or "", patience=patience)
+    overwrite = node.flag("overwrite")
+    if name == "hub":
+        repository, private = node.text("repository", "ORG/NAME"), node.flag("private")
+        return Target(name, overwrite=overwrite, dry_run=dry_run, repository=repository, private=private)
+    return Target(name, node.path("root"), node.flag("link"), overwrite, dry_run)
 
 
 def default_cache() -> Path:
@@ -188,10 +213,10 @@ class _Node:
             raise self.refuse(name, "true or false", value)
         return value
 
-    def text(self, name: str) -> str | None:
+    def text(self, name: str, what: str = "a name") -> str | None:
         value = self.take(name)
         if value is not None and not isinstance(value, str):
-            raise self.refuse(name, "a name", value)
+            raise self.refuse(name, what, value)
         return value
 
     def integer(self, name: str, low: int, high: int) -> int:

@@ -11,7 +11,6 @@ import ctypes
 import hashlib
 import logging
 import math
-import os
 import threading
 import time
 from collections import Counter, deque
@@ -23,15 +22,14 @@ from typing import Any
 
 import torch
 
-from runner.compute import Moved, Scratch, dequantise, transposed
+from runner.compute import Moved, Scratch
 from runner.errors import KeyPath, OutOfMemoryError, quote
 from runner.evaluation import Measured
-from runner.files import read_into
 from runner.measure import Measuring
 from runner.place import CPU, Device, Placement, working_bytes
-from runner.plan import Job, Load, Plan
+from runner.plan import Job, Plan
 from runner.read_back import Written
-from runner.resolve import Model
+from runner.reading import Inputs
 from runner.tensor_digests import TensorHasher
 from runner.tensors import DTYPES
 from runner.write import Staging
@@ -164,23 +162,14 @@ class _Engine:
         self.measuring = Measuring(plan)
         self.parts: dict[int, dict[int, Moved]] = {}
         self.buffers: list[bytearray] = []
-        self.descriptors: dict[tuple[int, int], int] = {}
+        self.inputs = Inputs(plan, lambda: self.error is not None)
         self.threads: list[threading.Thread] = []
-        for model, opened in enumerate(plan.resolved.models):
-            stored = opened.checkpoint.tensors
-            used = {key for load in _loads(plan, model) for key in _stored_keys(opened, load)}
-            scales = opened.view.quantised.scales
-            used |= {scales[key] for key in used if key in scales}  # which may lie in another shard
-            for file in sorted({stored[key].file for key in used}):
-                self.descriptors[model, file] = opened.checkpoint.files[file].open()
 
     def close(self) -> None:
         """Closes the inputs, unless a thread that could not be stopped still reads them."""
         self.staging.in_use = any(thread.is_alive() for thread in self.threads)
-        if self.staging.in_use:
-            return
-        for descriptor in self.descriptors.values():
-            os.close(descriptor)
+        if not self.staging.in_use:
+            self.inputs.close()
 
     def run(self, advance: Callable[[int], None]) -> Outcome:
         tasks = [("hash", self._hash), ("hash-tensors", self._hash_tensors), ("flush", self._flush)]
@@ -206,7 +195,7 @@ class _Engine:
             self._join()
         if self.error is not None:
             raise self.error
-        self._check_inputs()
+        self.inputs.check_unchanged()
         self._sum_up()
         return self.outcome
 
@@ -217,10 +206,6 @@ class _Engine:
         for thread in self.threads:
             if thread.ident is not None:  # a signal can come before all are started
                 thread.join(max(0.0, latest - time.monotonic()) if stopped else None)
-
-    def _check_inputs(self) -> None:
-        for (model, file), descriptor in self.descriptors.items():
-            self.plan.resolved.models[model].checkpoint.files[file].check_unchanged(descriptor)
 
     def _sum_up(self) -> None:
         difference: dict[str, list[float]] = {}
@@ -309,11 +294,11 @@ class _Engine:
     def scratch(self) -> Scratch:
         """What a worker computes in."""
         tile = self.placement.tile_elements
-        return Scratch(self.plan, self.read, self.read_raw, self.identities, tile)
+        return Scratch(self.plan, self.inputs.read, self.inputs.read_raw, self.identities, tile)
 
     def _survey(self) -> None:
         """Measures what is measured over the whole model; the workers wait for it."""
-        with _memory("what is measured over the model"):
+        with memory("what is measured over the model"):
             self.measuring.survey(self.scratch())
         with self.room:
             self.room.notify_all()
@@ -386,57 +371,9 @@ class _Engine:
                 flushed = self.bytes_done
                 self.staging.sync()
 
-    def read(self, load: Load, buffer: memoryview, start: int, count: int) -> None:
-        """Fills a buffer with elements start … start + count of a tensor, from the pieces it is made of."""
-        model = self.plan.resolved.models[load.model]
-        made = model.view.tensors[load.key]
-        size = DTYPES[made.spec.dtype].bits // 8
-        if made.transposed:
-            (piece,) = made.pieces
-            whole = memoryview(bytearray(piece.elements * size))
-            self._read_stored(load.model, piece.key, whole, 0, piece.elements)
-            buffer[:] = transposed(whole, piece.source, size)[start * size : (start + count) * size]
-            return
-        at = 0
-        for key, skipped, elements in made.reads(start, start + count):
-            self._read_stored(load.model, key, buffer[at : at + elements * size], skipped, elements)
-            at += elements * size
-
-    def _read_stored(self, model: int, key: str, buffer: memoryview, start: int, count: int) -> None:
-        """Fills a buffer with elements start … start + count of a stored tensor, fp8 times its scale."""
-        opened = self.plan.resolved.models[model]
-        name = opened.view.quantised.scales.get(key)
-        if name is None:
-            self.read_raw(model, key, buffer, start)
-            return
-        spec, scale = (opened.checkpoint.tensors[one].spec for one in (key, name))
-        first, last = 0, 0
-        if scale.elements > 1:
-            row = spec.elements // spec.shape[0]
-            first, last = start // row, (start + count - 1) // row
-        codes = memoryview(bytearray(count))
-        scales = memoryview(bytearray((last + 1 - first) * DTYPES[scale.dtype].bits // 8))
-        self.read_raw(model, key, codes, start)
-        self.read_raw(model, name, scales, first)
-        dequantise(codes, spec, start, scales, scale, buffer)
-
-    def read_raw(self, model: int, key: str, buffer: memoryview, start: int = 0) -> None:
-        """Fills a buffer with the elements of a stored tensor from one on, as they are."""
-        if self.error is not None:  # nobody waits for it any more, and a survey has far to go
-            raise _AbandonedError
-        checkpoint = self.plan.resolved.models[model].checkpoint
-        stored = checkpoint.tensors[key]
-        file = checkpoint.files[stored.file]
-        offset = stored.offset + start * DTYPES[stored.spec.dtype].bits // 8
-        read_into(self.descriptors[model, stored.file], buffer, offset, file.label)
-
-
-class _AbandonedError(Exception):
-    """Work given up because of an error elsewhere."""
-
 
 @contextlib.contextmanager
-def _memory(what: str, size: str = "its operands") -> Iterator[None]:
+def memory(what: str, size: str = "its operands") -> Iterator[None]:
     """Says for what the host had no memory, and how much that is."""
     try:
         yield
@@ -452,20 +389,6 @@ def torch_device(device: Device) -> torch.device:
     return torch.device(CPU if device == CPU else f"cuda:{device}")
 
 
-def _stored_keys(model: Model, load: Load) -> Iterator[str]:
-    """The stored tensors that a load reads."""
-    if model.adapters:
-        for change in model.changes[load.key]:
-            yield from change.adapter.keys
-        return
-    for piece in model.view.tensors[load.key].pieces:
-        yield piece.key
-
-
-def _loads(plan: Plan, model: int) -> Iterator[Load]:
-    return (load for job in plan.jobs for load in (*job.loads, *job.equal) if load.model == model)
-
-
 class _Worker:
     """Takes pieces of one device until there are none."""
 
@@ -479,7 +402,7 @@ class _Worker:
     def run(self) -> None:
         while (taken := self.engine.take(self.device)) is not None:
             if isinstance(taken, int):
-                with _memory(f"tensor {quote(self.engine.plan.jobs[taken].key)}"):
+                with memory(f"tensor {quote(self.engine.plan.jobs[taken].key)}"):
                     found = self.engine.measuring.measure(taken, self.scratch)
                 self.engine.measured(taken, found)
                 continue
@@ -493,7 +416,7 @@ class _Worker:
 
     def _compute(self, job: Job, start: int, count: int, data: memoryview) -> Moved | None:
         try:
-            with _memory(f"tensor {quote(job.key)}", f"{len(data)} bytes and their operands"):
+            with memory(f"tensor {quote(job.key)}", f"{len(data)} bytes and their operands"):
                 if self.device == CPU or not self._gives_the_same(job, start, count, data):
                     return self.scratch.run(job, start, count, data, torch.device(CPU), self.measured)
                 return self.scratch.run(job, start, count, data, torch_device(self.device), self.measured)

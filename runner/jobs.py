@@ -11,6 +11,7 @@ from runner.imports.job import import_recipe
 from runner.inspection.job import inspect
 from runner.listing import find_digests, list_models
 from runner.progress import say
+from runner.publish.publication import publish_run
 
 
 def run_job(settings: Settings) -> dict[str, Any]:
@@ -31,6 +32,9 @@ def run_job(settings: Settings) -> dict[str, Any]:
     if job.name == "presets":
         say(preset_details(job.preset) if job.preset else preset_overview())
         return {}
+    if job.name == "publish":
+        done = publish_run(job.run, settings.publish, settings.output_dir, settings.hub == "offline")
+        return {"output": done.place}
     if job.source is None:
         hint = f"python -m runner job={job.name} source=MODEL.safetensors"
         raise UsageError("source=FILE is missing", hint=hint)

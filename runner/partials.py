@@ -6,6 +6,7 @@ run is building.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -92,6 +93,24 @@ def clear(path: Path, tries: int = 1) -> bool:
         return False
     finally:
         os.close(held)
+
+
+def sweep_partials(folder: Path, spared: Path | None = None) -> bool:
+    """Removes what killed runs left in a folder.
+
+    Args:
+        folder: where outputs are written.
+        spared: the partial that is about to be taken over.
+
+    Returns:
+        Whether there was anything.
+    """
+    found = False
+    for path in folder.iterdir():
+        if is_partial(path) and path != spared:
+            with contextlib.suppress(OSError):  # held, or not ours to remove
+                found |= clear(path)
+    return found
 
 
 def lock(descriptor: int, tries: int) -> None:

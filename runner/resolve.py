@@ -172,12 +172,6 @@ def resolve(
         carrier = _carrier(recipe, (primary, *models), models_dir, library, offline)
         for component, number in components.items():
             carrier = carrier and _with_config(carrier, component, models[number].checkpoint)
-    if recipe.output.prediction_type and (carrier is not None or output_format != "diffusers"):
-        what = (
-            "is for the scheduler of a folder with built-in configs, which this output is not; leave it out"
-        )
-        problems.add(("output", "prediction_type"), what)
-        problems.raise_if_any()
     return Resolved(
         recipe, models, merge, output_format, carrier, places, tuple(problems.warnings), components
     )
@@ -328,8 +322,6 @@ def _check_names(merge: Merge, problems: Problems) -> bool:
             known = (*method.parameters, *RECIPE_KEYS)
             own = ", ".join(method.parameters) or "none"
             hint = nearest(name, known) or f" (its parameters: {own})"
-            if name in method.refuses:
-                hint = f": {method.refuses[name]}"
             problems.add(
                 (*merge.path, name), f"unknown parameter of {method.name}{hint} (found {quote(value)})"
             )

@@ -1,4 +1,4 @@
-"""The straight line: parse → resolve → plan → place → execute → write → record."""
+"""The straight line: parse → resolve → plan → place → execute → write → record → publish."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ from runner.place import Placement, place
 from runner.plan import Plan
 from runner.progress import progress, say
 from runner.provenance import merge_identities
+from runner.publish.finished import finished_model
+from runner.publish.publication import announce, publish
+from runner.publish.target import Model, kind_of
 from runner.recipe import parse_recipe
 from runner.record import RunRecord
 from runner.resolve import Resolved, resolve
 from runner.statement import statement_of
-from runner.write import Staging, check_place, free_bytes, write_file
+from runner.write import Staging, check_place, check_room, free_bytes, write_file
 
 log = logging.getLogger(__name__)
 
@@ -82,16 +85,11 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
             record.resolved(resolved)
         with record.stage("plan"):
             plan = plan_with_origins(resolved)
-            placement = place(
-                plan,
-                settings.placement,
-                settings.memory,
-                settings.threads,
-                settings.tile_elements,
-                imaginary=settings.job.name == "plan",
-            )
+            placement = _place(plan, settings)
             record.planned(plan, placement)
-        text = describe(plan, placement, free_bytes(output_dir), all_keys=settings.job.keys == "all")
+            announced = _announced(plan, settings, output_dir)
+        free = free_bytes(output_dir)
+        text = describe(plan, placement, free, announced, all_keys=settings.job.keys == "all")
         log.debug("%s", text)
         made = None
         if settings.job.name == "merge":
@@ -117,7 +115,29 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
             ) from error
         raise
     say(text)
+    if path is not None and settings.publish is not None:
+        publish(settings.publish, finished_model(folder, output_dir), folder)
     return Outcome(path, record)
+
+
+def _place(plan: Plan, settings: Settings) -> Placement:
+    return place(
+        plan,
+        settings.placement,
+        settings.memory,
+        settings.threads,
+        settings.tile_elements,
+        imaginary=settings.job.name == "plan",
+    )
+
+
+def _announced(plan: Plan, settings: Settings, output_dir: Path) -> list[str]:
+    """What is said of the publication before the merge, if there will be one."""
+    if settings.publish is None:
+        return []
+    kind = kind_of(plan.resolved.output_format, {job.place.component for job in plan.jobs})
+    model = Model((output_dir / plan.layout.name), kind, {})
+    return announce(settings.publish, model, _identities(plan.resolved), settings.hub == "offline")
 
 
 @dataclass(frozen=True)
@@ -147,10 +167,16 @@ def merge(
     Returns:
         The path of the model, and what it is known by.
     """
-    for warning in plan.warnings:
-        record.warn(warning)
     target = check_place(plan.layout, output_dir, _identities(plan.resolved))
     memory = settings.cache_dir / "digests.json" if settings.digests == "remember" else None
+    if plan.is_bound:
+        check_room(plan.layout, target)
+        with record.stage("ranks"), InputDigests(plan.resolved.files, memory, placement.threads) as digests:
+            plan = _with_ranks(plan, placement, digests, settings)
+        placement = _place(plan, settings)
+        record.planned(plan, placement)
+    for warning in plan.warnings:
+        record.warn(warning)
     with (
         Staging(plan.layout, target, checked=settings.verify) as staging,
         InputDigests(plan.resolved.files, memory, placement.threads) as digests,
@@ -214,6 +240,19 @@ def _parse_again(staging: Staging) -> None:
             read_header(look(staging.path(file), file.name or staging.target.name))
         except InputError as error:
             raise MismatchError(f"read back: {error.message}. No output was written.") from error
+
+
+def _with_ranks(plan: Plan, placement: Placement, digests: InputDigests, settings: Settings) -> Plan:
+    """The plan made again, once the ranks that it leaves open are measured."""
+    resolved = plan.resolved
+    check_sources(resolved, digests.known)
+    from runner.ranks import measure_ranks
+
+    read = sum(plan.bytes_of(job) for job in plan.jobs if job.bound)
+    identities = merge_identities(resolved, digests.wait()) if plan.draws else {}
+    with progress(read, "ranks", settings.progress) as advance:
+        ranks = measure_ranks(plan, placement, advance, identities)
+    return plan_with_origins(resolved, ranks)
 
 
 def _identities(resolved: Resolved) -> set[tuple[int, int]]:

@@ -26,11 +26,11 @@ from runner.partials import (
     allocate,
     clear,
     is_at,
-    is_partial,
     lock,
     partial_path,
     remove,
     some,
+    sweep_partials,
     sync_folder,
     write_new,
 )
@@ -98,6 +98,16 @@ def free_bytes(folder: Path) -> int:
         raise OutputError(
             f"output folder {quote(folder)}: {reason}", hint="make it first: mkdir -p"
         ) from error
+
+
+def check_room(layout: Layout, target: Path) -> None:
+    """Checks that there is room for the output, where what is written has no layout yet but its largest.
+
+    Raises:
+        OutputError: there is not.
+    """
+    if free_bytes(target.parent) < layout.nbytes:
+        raise _failed(target, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), layout.nbytes)
 
 
 class Staging:
@@ -291,10 +301,7 @@ class Staging:
                     os.close(held)
 
     def _create(self) -> None:
-        for path in self.target.parent.iterdir():
-            if is_partial(path) and path != self.partial:
-                with contextlib.suppress(OSError):  # held, or not ours to remove
-                    self.stale |= clear(path)
+        self.stale = sweep_partials(self.target.parent, self.partial)
         # Between opening and locking another run may have finished and renamed the partial away.
         for _ in range(MAX_TRIES):
             if self._open_locked():

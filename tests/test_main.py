@@ -126,7 +126,9 @@ def test_a_merge_says_where_the_model_is_and_leaves_a_record(folder: Path) -> No
     path = folder / first
     assert path.name == "weighted_sum.safetensors"
     assert path.parent.parent == folder / "runs" / "weighted_sum"
-    assert models(path.parent) == [".hydra", "run.json", "run.log", *MERGED]
+    model, sidecar = MERGED
+    beside = [".hydra", "README.md", "run.json", "run.log", model, f"{model}.intoto.json", sidecar]
+    assert models(path.parent) == beside
     content = record(folder)
     assert content["deterministic"]["output"]["sha256"] in second
     assert content["run"]["overrides"] == [*OWN, "recipe.alpha=0.5"]

@@ -9,17 +9,18 @@ from typing import Any
 import pytest
 import torch
 from diffusers.loaders import lora_conversion_utils as theirs
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from runner.architectures import ARCHITECTURES
 from runner.errors import IncompatibleError, InputError, NumericError
-from runner.lora.adapters import Adapter, Adapters, Share, folder_specs, read_adapters
+from runner.lora.adapters import Adapter, Adapters, Share, read_adapters
 from runner.lora.algebra import Kind, role_of
 from runner.lora.deltas import change_rows
 from runner.lora.names import find_module, module_names
 from runner.tensors import TensorSpec
+from runner.view import view_of
 from tests.architectures.test_layouts import back, folder, specs_made
 from tests.lora.test_deltas import specs_of
 
@@ -293,6 +294,7 @@ def test_a_file_of_peft_s_without_its_config_is_noted() -> None:
 names = st.text(st.characters(codec="utf-8"), max_size=30)
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.builds(
@@ -347,7 +349,7 @@ def test_an_adapter_of_every_name_fits_the_real_shapes(case: str, layout: str) -
     name = {"sd3.5 medium": "sd3"}.get(case, case)
     architecture = ARCHITECTURES[name]
     specs = own if layout == "diffusers" else specs_made(back(case, own))
-    base = folder_specs(architecture, layout, specs)
+    base = view_of(architecture, layout, specs).specs
     assert base.keys() == own.keys()
     file: dict[str, TensorSpec] = {}
     wanted = 0

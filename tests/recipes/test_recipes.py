@@ -17,8 +17,9 @@ from runner.compose import DATA_ROOT
 from runner.demo import demo_model
 from runner.formats.diffusers import DiffusersFolder
 from runner.formats.safetensors import SafetensorsFile
-from runner.lora.adapters import folder_specs, read_adapters
+from runner.lora.adapters import read_adapters
 from runner.methods import METHODS
+from runner.view import view_of
 
 RECIPES = sorted((DATA_ROOT / "recipes").rglob("*.yaml"))
 LORAS = {path for path in RECIPES if path.stem in ("extract_lora", "join_loras")}
@@ -90,7 +91,7 @@ def test_a_recipe_whose_result_is_a_lora_gives_one_that_fits_its_first_model(
     file = result(merged, f"{path.stem}.safetensors")
     first = next(iter(record(merged, path.stem)["deterministic"]["inputs"]))["source"]
     base = DiffusersFolder().open(demo_model(first.removeprefix("demo:"), cache), first, None)
-    specs = folder_specs(ARCHITECTURES["sd1"], "diffusers", base.specs)
+    specs = view_of(ARCHITECTURES["sd1"], "diffusers", base.specs).specs
     ours = SafetensorsFile().open(file, file.name, None)
     found = read_adapters(ARCHITECTURES["sd1"], specs, ours.specs, ours.metadata)
     found.check(file.name)
