@@ -9,13 +9,11 @@ import re
 import secrets
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -38,14 +36,13 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.compose import DATA_ROOT, is_file, recipe_folders, recipe_names, recipe_of, register
 from runner.config import RECIPE_JOBS, settings_of
 from runner.errors import Interrupted, OutputError, RecipeError, RunnerError, UsageError, nearest, quote
+from runner.interrupts import Interrupts, is_told, leave_to_the_system
 from runner.sweep import write_status, write_tables
 from runner.write import write_file
 
 log = logging.getLogger("runner")
 MAX_SLUG = 80  # characters of the name of a run's folder
 _DEBUG = "HYDRA_FULL_ERROR"  # set by the user: tracebacks are shown
-_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-PATIENCE_SECONDS = 1.0  # for what a signal ends in order; then another ends it at once
 
 
 def main() -> NoReturn:
@@ -54,9 +51,7 @@ def main() -> NoReturn:
         code = run(sys.argv[1:])
     except (KeyboardInterrupt, Interrupted) as error:  # while another error was being told
         code = tell(error)
-    for number in _STOPS:  # all is done, and what is left to say may wait for who does not read it
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
+    leave_to_the_system()  # what is left to say may wait for who does not read it
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):  # closed: that does not spoil what is done
@@ -70,7 +65,7 @@ def run(arguments: Sequence[str]) -> int:
     """Runs a command line; returns the exit code. Errors are told on stderr, one line each."""
     debug = bool(os.environ.get(_DEBUG))
     os.environ[_DEBUG] = "1"  # Hydra then raises what it would print and turn into exit code 1
-    _end_on_signals()
+    Interrupts()
     OmegaConf.register_new_resolver("runner.slug", slug, replace=True)
     OmegaConf.register_new_resolver("runner.folder", folder_of, replace=True)
     OmegaConf.register_new_resolver("runner.sweep", sweep_folder, replace=True)
@@ -198,6 +193,7 @@ def tell(error: BaseException, logged: Path | None = None) -> int:
     if isinstance(error, KeyboardInterrupt):
         error = Interrupted(signal.SIGINT)
     if isinstance(error, Interrupted):
+        is_told()
         _print("runner: interrupted. Nothing unfinished is left behind.")
         return error.exit_code
     if not isinstance(error, RunnerError):
@@ -287,22 +283,6 @@ def _warn_of_missing_folders() -> None:
     for folder in recipe_folders()[:-1]:
         if not folder.is_dir():
             _print(f"runner: warning[W-RECIPES]: RUNNER_RECIPES: {quote(folder)}: no such folder")
-
-
-def _end_on_signals() -> None:
-    """Has signals end what runs: the first in order, another at once if that takes longer than it may."""
-    first: list[float] = []
-
-    def end(number: int, frame: FrameType | None) -> None:
-        if not first:
-            first.append(time.monotonic())
-            raise KeyboardInterrupt if number == signal.SIGINT else Interrupted(number)
-        if time.monotonic() > first[0] + PATIENCE_SECONDS:
-            os._exit(128 + number)
-
-    for number in _STOPS:
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup means it
-            signal.signal(number, end)
 
 
 def folder_of(job: str, recipe: str) -> str:

@@ -58,6 +58,7 @@ LAYERS = (
     {"catalogue"},
     {"jobs"},
     {"run", "sweep"},
+    {"interrupts"},
     {"__main__"},
 )
 
