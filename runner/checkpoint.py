@@ -9,6 +9,8 @@ from pathlib import Path
 from runner.files import InputFile
 from runner.tensors import TensorSpec
 
+SIDECAR = ".tensors.json"  # after the name of a model: the digests of its tensors, beside it
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
@@ -68,15 +70,23 @@ class OutputFile:
 
     Attributes:
         name: inside the output folder; "" if the output is this file.
-        header: the bytes before the data.
+        header: the bytes before the data. Where it says what is known at the end alone, such as digests,
+            its length is final from the start and what stands there is not.
         tensors: key → (offset of its data in the file, dtype and shape), in file order.
         nbytes: size of the whole file.
+        stamp: position in the header of the 64 digits of the data's SHA-256, zeros until it is known.
     """
 
     name: str
     header: bytes
     tensors: Mapping[str, tuple[int, TensorSpec]]
     nbytes: int
+    stamp: int
+
+    def stamped(self, digest: str) -> bytes:
+        """The header as it is when the data's digest is known; as long as before."""
+        digits = digest.encode()
+        return self.header[: self.stamp] + digits + self.header[self.stamp + len(digits) :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +98,14 @@ class Layout:
         folder: whether it is a folder.
         files: the weight files, in the order in which they are written.
         texts: name inside the folder → content.
+        described: index of the weight file whose header says what the model is.
     """
 
     name: str
     folder: bool
     files: tuple[OutputFile, ...]
     texts: Mapping[str, bytes] = field(default_factory=dict)
+    described: int = 0
 
     @property
     def nbytes(self) -> int:

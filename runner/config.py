@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner.errors import UsageError, nearest, quote
 from runner.place import Devices
+from runner.publish.target import Target
 from runner.recipe import parse_size
 from runner.tensors import SUM_ELEMENTS
 
 MAX_THREADS = 256
 RECIPE_JOBS = ("merge", "plan")  # those that run a recipe
 MAX_TILE_ELEMENTS = 1 << 26
+MAX_PATIENCE = 86400  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Job:
 
     Attributes:
         name: "merge" or "plan" by a recipe; "methods", "presets"; "import" from a source, "inspect" of one
-            or two.
+            or two; "models" and "find" of all there are.
         keys: of a merge, plan or inspection: lists "all" keys or a "summary".
         source: of an import or inspection: the file it reads.
         output: of an import: the recipe it writes; None: a name of its own.
@@ -38,6 +40,9 @@ class Job:
         variant: of an inspection: which weight files of a diffusers folder, "fp16".
         hashes: of an inspection: whether files are read for their hashes.
         distances: of an inspection: whether both models are read for how far they are apart.
+        match: of models and find: a glob that names or paths must match; None: all.
+        json: of models: whether the list is for programs.
+        run: of publish: the folder of the run.
     """
 
     name: str
@@ -51,6 +56,9 @@ class Job:
     variant: str | None = None
     hashes: bool = False
     distances: bool = False
+    match: str | None = None
+    json: bool = False
+    run: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,8 @@ class Settings:
     verify: bool
     progress: str
     hub: str
+    model_folders: tuple[Path, ...] = ()
+    publish: Target | None = None
 
 
 def settings_of(config: DictConfig) -> Settings:
@@ -83,7 +93,8 @@ def settings_of(config: DictConfig) -> Settings:
         tree: Any = OmegaConf.to_container(own, resolve=True)
     except OmegaConfBaseException as error:
         raise UsageError(f"settings: {quote(error)}") from error
-    job, placement = (_Node(tree.pop(name, None) or {}, f"{name}.") for name in ("job", "placement"))
+    groups = ("job", "placement", "publish")
+    job, placement, publish = (_Node(tree.pop(name, None) or {}, f"{name}.") for name in groups)
     node = _Node(tree, "")
     settings = Settings(
         job=_job(job),
@@ -98,9 +109,12 @@ def settings_of(config: DictConfig) -> Settings:
         verify=node.flag("verify"),
         progress=node.word("progress", ("auto", "on", "off")),
         hub=node.word("hub", ("online", "offline")),
+        model_folders=node.paths("model_folders", default_folders),
+        publish=_target(publish) if publish.tree else None,
     )
-    node.take("source")  # jobs that read one refer to it
-    for part in (job, placement, node):
+    for name in ("source", "run"):  # jobs that read one refer to it
+        node.take(name)
+    for part in (job, placement, publish, node):
         part.raise_if_unknown()
     if settings.tile_elements % SUM_ELEMENTS:
         raise UsageError(
@@ -110,11 +124,19 @@ def settings_of(config: DictConfig) -> Settings:
 
 
 def _job(node: _Node) -> Job:
-    name = node.word("name", (*RECIPE_JOBS, "methods", "presets", "import", "inspect"))
+    name = node.word(
+        "name", (*RECIPE_JOBS, "methods", "presets", "import", "inspect", "models", "find", "publish")
+    )
     if name in RECIPE_JOBS:
         return Job(name, keys=node.word("keys", ("summary", "all")))
     if name == "methods":
         return Job(name, method=node.text("method"))
+    if name == "models":
+        return Job(name, match=node.text("match"), json=node.flag("json"))
+    if name == "find":
+        return Job(name, match=node.text("match"))
+    if name == "publish":
+        return Job(name, run=node.path("run"))
     if name == "presets":
         return Job(name, preset=node.text("preset"))
     if name == "inspect":
@@ -135,12 +157,31 @@ def _job(node: _Node) -> Job:
     )
 
 
+def _target(node: _Node) -> Target:
+    name = node.word("target", ("a1111", "comfyui", "folder", "invokeai", "hub"))
+    dry_run = node.flag("dry_run")
+    if name == "invokeai":
+        url, patience = node.text("url", "an address"), node.integer("patience", 1, MAX_PATIENCE)
+        return Target(name, dry_run=dry_run, url=url or "", patience=patience)
+    overwrite = node.flag("overwrite")
+    if name == "hub":
+        repository, private = node.text("repository", "ORG/NAME"), node.flag("private")
+        return Target(name, overwrite=overwrite, dry_run=dry_run, repository=repository, private=private)
+    return Target(name, node.path("root"), node.flag("link"), overwrite, dry_run)
+
+
 def default_cache() -> Path:
     """RUNNER_CACHE, or the user's folder for caches."""
     if stated := os.environ.get("RUNNER_CACHE"):
         return Path(stated).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path(os.path.expanduser("~")) / ".cache") / "runner"  # noqa: PTH111 - no error without a home
+
+
+def default_folders() -> tuple[Path, ...]:
+    """The folders that RUNNER_MODELS names, separated as PATH is."""
+    stated = os.environ.get("RUNNER_MODELS", "").split(os.pathsep)
+    return tuple(Path(folder).expanduser() for folder in stated if folder)
 
 
 class _Node:
@@ -172,10 +213,10 @@ class _Node:
             raise self.refuse(name, "true or false", value)
         return value
 
-    def text(self, name: str) -> str | None:
+    def text(self, name: str, what: str = "a name") -> str | None:
         value = self.take(name)
         if value is not None and not isinstance(value, str):
-            raise self.refuse(name, "a name", value)
+            raise self.refuse(name, what, value)
         return value
 
     def integer(self, name: str, low: int, high: int) -> int:
@@ -188,9 +229,17 @@ class _Node:
         value = self.take(name)
         if value is None:
             return None
-        if not isinstance(value, (str, int)) or isinstance(value, bool) or value == "" or "\0" in str(value):
+        if not _is_path(value):
             raise self.refuse(name, what, value)
         return Path(str(value)).expanduser()
+
+    def paths(self, name: str, default: Callable[[], tuple[Path, ...]]) -> tuple[Path, ...]:
+        value = self.take(name)
+        if value is None:
+            return default()
+        if not isinstance(value, list) or not all(_is_path(one) for one in value):
+            raise self.refuse(name, "a list of folders", value)
+        return tuple(Path(str(one)).expanduser() for one in value)
 
     def size(self, name: str) -> int | None:
         value = self.take(name)
@@ -235,3 +284,12 @@ class _Node:
         for name in self.tree:
             hint = nearest(name, self.asked) or f" (known: {', '.join(self.asked)})"
             raise UsageError(f"{self.prefix}{name}: unknown setting{hint}")
+
+
+def _is_path(value: object) -> bool:
+    return (
+        isinstance(value, (str, int))
+        and not isinstance(value, bool)
+        and value != ""
+        and "\0" not in str(value)
+    )

@@ -10,30 +10,38 @@ from runner.errors import counted, escape
 from runner.formats import FORMATS
 from runner.place import Placement
 from runner.plan import BUFFER, COPIED, KEPT, MERGED, Job, Plan, Value
-from runner.record import RunRecord, roles_of
+from runner.provenance import roles_of
+from runner.record import RunRecord
 from runner.resolve import Model, Resolved
 from runner.tables import size, table
 
 _FATES = (MERGED, COPIED, KEPT, BUFFER)
 
 
-def describe(plan: Plan, placement: Placement, free: int, *, all_keys: bool = False) -> str:
+def describe(
+    plan: Plan, placement: Placement, free: int, publication: Sequence[str] = (), *, all_keys: bool = False
+) -> str:
     """The plan as text.
 
     Args:
         plan: what will be done.
         placement: where.
         free: bytes that are free where the output goes.
+        publication: where the result is published.
         all_keys: also a line for every key.
     """
     layout, resolved = plan.layout, plan.resolved
     kind = FORMATS[resolved.output_format].title
-    lines = [f"plan of {resolved.recipe.name}: {resolved.merge.method.label} → {layout.name} ({kind})", ""]
+    predicts = f", predicts {plan.prediction.title}" if plan.prediction else ""
+    method = resolved.merge.method.label
+    lines = [f"plan of {resolved.recipe.name}: {method} → {layout.name} ({kind}{predicts})", ""]
     lines += ["inputs", *_inputs(plan), ""]
     lines += ["keys", *_keys(plan), ""]
     if parameters := _parameters(plan):
         lines += ["parameters", *parameters, ""]
     lines += ["work", *_work(plan, placement, free)]
+    if publication:
+        lines += ["", "publish", *(f"  {line}" for line in publication)]
     if plan.warnings:
         lines += ["", "warnings", *(f"  {warning}" for warning in plan.warnings)]
     if all_keys:
@@ -47,6 +55,9 @@ def report(path: Path, plan: Plan, record: RunRecord) -> str:
     moved = record.run["residual" if lora else "moved"]
     primary = escape(plan.resolved.primary.checkpoint.label)
     lines = [str(path), f"  sha256 {output['sha256']}, {size(output['bytes'])}"]
+    if not plan.layout.folder:
+        (file,) = output["files"]
+        lines.append(f"  AutoV2 {file['auto_v2']}, AutoV3 {file['auto_v3']}")
     if moved:
         distances = ", ".join(
             f"{name} {100 * found['relative']:.2g} %"
@@ -91,8 +102,10 @@ def _copied(plan: Plan) -> list[str]:
     """What of the result is another model's, unchanged: it is in no distance."""
     counts: dict[tuple[str, str], int] = {}
     for job in plan.jobs:
+        if job.fate != COPIED:
+            continue
         model = plan.resolved.models[job.loads[0].model]
-        if job.fate == COPIED and model is not plan.resolved.primary:
+        if model is not plan.resolved.primary:
             place = (model.checkpoint.label, job.place.component)
             counts[place] = counts.get(place, 0) + 1
     parts = [f"{component} {count} from {escape(label)}" for (label, component), count in counts.items()]

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from runner import cachefile
 from runner.checkpoint import Checkpoint
-from runner.files import Identity, InputFile, read_into
+from runner.errors import RunnerError
+from runner.files import InputFile, read_into
+from runner.hashes import auto_v1
 
 HASH_PIECE_BYTES = 4 << 20  # large: between pieces a thread waits for the interpreter, busy importing torch
 SWITCH_SECONDS = 0.001  # hashing threads then wait less for the one that imports torch
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
-RACY_SECONDS = 2.0  # a file written within this time before hashing could change again unnoticed
+SAVE_SECONDS = 10.0  # what is computed is remembered at least so often: hashing may take hours
 
 
 class InputDigests:
@@ -32,18 +34,29 @@ class InputDigests:
         files: to be hashed, each once.
         memory: file that remembers digests; None: nothing is remembered and all are computed.
         threads: how many files are hashed at a time.
+        trusted: whether what is remembered is taken for true; else all are computed, and remembered.
+        advance: called with the number of bytes done, by any thread.
     """
 
-    def __init__(self, files: Iterable[InputFile], memory: Path | None, threads: int) -> None:
+    def __init__(
+        self,
+        files: Iterable[InputFile],
+        memory: Path | None,
+        threads: int,
+        *,
+        trusted: bool = True,
+        advance: Callable[[int], None] | None = None,
+    ) -> None:
         sys.setswitchinterval(SWITCH_SECONDS)
         self._memory = memory
-        self._remembered = _load(memory)
+        self._advance = advance
+        remembered = known_digests(memory) if trusted else {}
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="digest")
         self._known: dict[InputFile, str] = {}
         self._pending: dict[InputFile, Future[tuple[str, bool]]] = {}
         for file in dict.fromkeys(files):
-            if digest := self._remembered.get(_name(file.identity)):
+            if digest := remembered.get(file.identity.key):
                 self._known[file] = digest
             else:
                 self._pending[file] = self._pool.submit(self._digest, file)
@@ -68,25 +81,49 @@ class InputDigests:
         Raises:
             InputError: a file changed, or ended early, while it was hashed.
         """
-        fresh = {}
-        for file, pending in self._pending.items():
-            digest, settled = pending.result()
-            self._known[file] = digest
-            if settled:
-                fresh[_name(file.identity)] = digest
-        self._pending.clear()
+        for _, outcome in self.finished():
+            if isinstance(outcome, RunnerError):
+                raise outcome
+        return self._known
+
+    def finished(self) -> Iterator[tuple[InputFile, str | RunnerError]]:
+        """Each file that had to be hashed, with its digest or with what was wrong, as they are ready.
+
+        What is computed is remembered on the way, so an interruption loses little.
+        """
+        fresh: dict[str, str] = {}
+        saved = time.monotonic()
+        try:
+            for file in list(self._pending):
+                outcome: str | RunnerError
+                try:
+                    outcome, settled = self._pending[file].result()
+                except RunnerError as error:
+                    outcome, settled = error, False
+                del self._pending[file]
+                if isinstance(outcome, str):
+                    self._known[file] = outcome
+                if settled and isinstance(outcome, str):
+                    fresh[file.identity.key] = outcome
+                if fresh and time.monotonic() - saved > SAVE_SECONDS:
+                    self._remember(fresh)
+                    fresh, saved = {}, time.monotonic()
+                yield file, outcome
+        finally:
+            self._remember(fresh)
+
+    def _remember(self, fresh: Mapping[str, str]) -> None:
         if fresh and self._memory is not None:
             # A merge must not fail because its memory cannot be kept.
             with contextlib.suppress(OSError):
-                _save(self._memory, fresh)
-        return self._known
+                cachefile.add(self._memory, fresh, known_digests)
 
     def _digest(self, file: InputFile) -> tuple[str, bool]:
         """The digest of a file, and whether its times are old enough to be trusted later."""
-        settled = time.time() - file.identity.mtime_ns / 1e9 > RACY_SECONDS
+        settled = file.identity.settled(time.time())
         descriptor = file.open()
         try:
-            digest = hash_file(descriptor, file.identity.size, file.label, self._stop)
+            digest = hash_file(descriptor, file.identity.size, file.label, self._stop, self._advance)
             file.check_unchanged(descriptor)
         finally:
             os.close(descriptor)
@@ -95,11 +132,17 @@ class InputDigests:
 
 def remembered(files: Iterable[InputFile], memory: Path | None) -> dict[InputFile, str]:
     """The digests of files that an earlier run computed; nothing is read but the memory."""
-    known = _load(memory)
-    return {file: known[name] for file in files if (name := _name(file.identity)) in known}
+    known = known_digests(memory)
+    return {file: known[key] for file in files if (key := file.identity.key) in known}
 
 
-def hash_file(descriptor: int, size: int, label: str, stop: threading.Event) -> str:
+def hash_file(
+    descriptor: int,
+    size: int,
+    label: str,
+    stop: threading.Event,
+    advance: Callable[[int], None] | None = None,
+) -> str:
     """SHA-256 of the first `size` bytes of an open file, 64 lower-case digits.
 
     Raises:
@@ -113,6 +156,8 @@ def hash_file(descriptor: int, size: int, label: str, stop: threading.Event) -> 
         piece = buffer[: min(HASH_PIECE_BYTES, size - offset)]
         read_into(descriptor, piece, offset, label)
         hasher.update(piece)
+        if advance is not None:
+            advance(len(piece))
     return hasher.hexdigest()
 
 
@@ -129,33 +174,29 @@ def model_digest(checkpoint: Checkpoint, digests: Mapping[InputFile, str]) -> st
     )
 
 
+def legacy_hash(file: InputFile) -> str:
+    """A1111's legacy hash (AutoV1) of a file.
+
+    Raises:
+        InputError: it changed, or ends early.
+    """
+    descriptor = file.open()
+    try:
+        return auto_v1(descriptor, file.identity.size, file.label)
+    finally:
+        os.close(descriptor)
+
+
 def folder_digest(files: Sequence[tuple[str, str]]) -> str:
     """SHA-256 of the lines "<sha256>  <name>" of (sha256, name) pairs, sorted by name."""
     by_name = sorted(files, key=lambda file: file[1].encode())
     return hashlib.sha256("".join(f"{digest}  {name}\n" for digest, name in by_name).encode()).hexdigest()
 
 
-def _name(identity: Identity) -> str:
-    return ":".join(
-        map(str, (identity.device, identity.inode, identity.size, identity.mtime_ns, identity.ctime_ns))
-    )
-
-
-def _load(memory: Path | None) -> dict[str, str]:
-    if memory is None:
-        return {}
-    try:
-        content = json.loads(memory.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    if not isinstance(content, dict):
-        return {}
-    return {name: text for name, text in content.items() if isinstance(text, str) and _SHA256.fullmatch(text)}
-
-
-def _save(memory: Path, fresh: Mapping[str, str]) -> None:
-    """Adds digests to the memory; of two runs at once the last one wins, and no file is ever torn."""
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    partial = memory.with_name(f"{memory.name}.{os.getpid()}.part")
-    partial.write_text(json.dumps({**_load(memory), **fresh}, indent=0))
-    partial.replace(memory)
+def known_digests(memory: Path | None) -> dict[str, str]:
+    """The digests that are remembered, by Identity.key; what is none is left out."""
+    return {
+        key: text
+        for key, text in cachefile.load(memory).items()
+        if isinstance(text, str) and _SHA256.fullmatch(text)
+    }

@@ -1,7 +1,7 @@
 """Read, apply, cast, write: walks the plan with a few workers in a budget of bytes. Knows no recipe.
 
 Pieces are taken in file order and may finish in any order; their bytes go to their positions at
-once and are hashed in file order by a thread of its own. So threads and tiles never change a byte.
+once and are hashed in file order by threads of their own. So threads and tiles never change a byte.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import hashlib
 import logging
 import math
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from types import MappingProxyType
 from typing import Any
 
@@ -26,12 +28,15 @@ from runner.evaluation import Measured
 from runner.measure import Measuring
 from runner.place import CPU, Device, Placement, working_bytes
 from runner.plan import Job, Plan
+from runner.read_back import Written
 from runner.reading import Inputs
+from runner.tensor_digests import TensorHasher
 from runner.tensors import DTYPES
-from runner.write import Staging, Written
+from runner.write import Staging
 
 log = logging.getLogger(__name__)
 FLUSH_BYTES, FLUSH_SECONDS = 256 << 20, 0.05
+STOP_SECONDS = 0.5  # that threads are waited for after a signal
 KEPT_BYTES = 32 << 20  # the most glibc accepts as a threshold
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 MIN_CHUNK_ELEMENTS = 4096  # a GPU that cannot hold this is not used
@@ -60,7 +65,8 @@ class Outcome:
     """What was measured while the plan was executed.
 
     Attributes:
-        digests: SHA-256 of each weight file, as it was in memory.
+        contents: SHA-256 of the data of each weight file, as it was in memory.
+        tensors: SHA-256 of the data of each tensor of the output, by its name there.
         written: the pieces, with checksums to compare with what is read back.
         moved: by component, the sums of squares of (result − a) and of a; of factors, of what they lack of
             the change they stand for and of the change.
@@ -68,7 +74,8 @@ class Outcome:
         notes: what methods found unusual, and the keys where they did.
     """
 
-    digests: list[str] = field(default_factory=list)
+    contents: list[str] = field(default_factory=list)
+    tensors: dict[str, str] = field(default_factory=dict)
     written: list[Written] = field(default_factory=list)
     moved: dict[str, tuple[float, float]] = field(default_factory=dict)
     fallbacks: Counter[str] = field(default_factory=Counter)
@@ -124,7 +131,8 @@ def _keep_freed_memory() -> None:
 class _Engine:
     """The state the workers share, guarded by one lock.
 
-    Workers wait for `room`, the hasher for `ready`; the calling thread looks in ten times a second.
+    Workers wait for `room`, the first hasher for `ready`, the second hasher for the first; the calling
+    thread looks in ten times a second.
     """
 
     def __init__(
@@ -142,6 +150,8 @@ class _Engine:
             self.waiting.setdefault(placement.device_of[piece.job], deque()).append(piece)
         self.total = sum(map(len, self.waiting.values()))
         self.finished: dict[int, tuple[Piece, memoryview]] = {}
+        self.awaited = 0  # the piece whose bytes are hashed next
+        self.hashed_once: SimpleQueue[tuple[Piece, memoryview] | None] = SimpleQueue()
         self.hashed = 0
         self.in_flight = 0
         self.measured_now = 0  # jobs that are being measured
@@ -153,22 +163,26 @@ class _Engine:
         self.parts: dict[int, dict[int, Moved]] = {}
         self.buffers: list[bytearray] = []
         self.inputs = Inputs(plan, lambda: self.error is not None)
+        self.threads: list[threading.Thread] = []
 
     def close(self) -> None:
-        self.inputs.close()
+        """Closes the inputs, unless a thread that could not be stopped still reads them."""
+        self.staging.in_use = any(thread.is_alive() for thread in self.threads)
+        if not self.staging.in_use:
+            self.inputs.close()
 
     def run(self, advance: Callable[[int], None]) -> Outcome:
-        tasks = [("hash", self._hash), ("flush", self._flush)]
+        tasks = [("hash", self._hash), ("hash-tensors", self._hash_tensors), ("flush", self._flush)]
         if not self.measuring.surveyed:
             tasks.append(("survey", self._survey))
         for device in self.waiting:
             for number in range(self.placement.threads if device == CPU else 1):
                 tasks.append((f"{device}-{number}", _Worker(self, device).run))
-        threads = [
+        self.threads = [
             threading.Thread(target=self._guard, args=(task,), name=name, daemon=True) for name, task in tasks
         ]
         try:
-            for thread in threads:
+            for thread in self.threads:
                 thread.start()
             reported = 0
             while not self.stopped.wait(timeout=0.1):  # the time-out lets signals in
@@ -178,14 +192,20 @@ class _Engine:
             self._fail(error)
             raise
         finally:
-            for thread in threads:
-                if thread.ident is not None:  # a signal can come before all are started
-                    thread.join()
+            self._join()
         if self.error is not None:
             raise self.error
         self.inputs.check_unchanged()
         self._sum_up()
         return self.outcome
+
+    def _join(self) -> None:
+        """Waits for the threads; after a signal not for ever: one may be within a long operation."""
+        stopped = self.error is not None and not isinstance(self.error, Exception)
+        latest = time.monotonic() + STOP_SECONDS
+        for thread in self.threads:
+            if thread.ident is not None:  # a signal can come before all are started
+                thread.join(max(0.0, latest - time.monotonic()) if stopped else None)
 
     def _sum_up(self) -> None:
         difference: dict[str, list[float]] = {}
@@ -214,6 +234,7 @@ class _Engine:
             self.stopped.set()
             self.room.notify_all()
             self.ready.notify_all()
+            self.hashed_once.put(None)
 
     def take(self, device: Device) -> tuple[Piece, memoryview] | int | None:
         """What a worker of a device is to do next; None when there is no more.
@@ -299,23 +320,35 @@ class _Engine:
             if moved is not None:
                 self.parts.setdefault(piece.job, {})[piece.start] = moved
             self.finished[piece.number] = piece, data
-            if piece.number == self.hashed:
+            if piece.number == self.awaited:
                 self.ready.notify()
 
     def _hash(self) -> None:
-        """Hashes the pieces in file order, each weight file from its header on."""
-        hashers = [hashlib.sha256(file.header) for file in self.plan.layout.files]
+        """Hashes the pieces in file order, the data of each weight file as one."""
+        hashers = [hashlib.sha256() for _ in self.plan.layout.files]
         for number in range(self.total):
             with self.ready:
+                self.awaited = number
                 while number not in self.finished and self.error is None:
                     self.ready.wait()
                 if self.error is not None:
                     return
                 piece, data = self.finished.pop(number)
             hashers[self.plan.jobs[piece.job].file].update(data)
+            self.hashed_once.put((piece, data))
+        self.outcome.contents = [hasher.hexdigest() for hasher in hashers]
+        self.hashed_once.put(None)
+
+    def _hash_tensors(self) -> None:
+        """Hashes the same pieces once more, each tensor by itself, and lets them go."""
+        hashers = [TensorHasher(file) for file in self.plan.layout.files]
+        while (taken := self.hashed_once.get()) is not None:
+            piece, data = taken
+            hashers[self.plan.jobs[piece.job].file].update(data)
             self._release(piece, data)
+        for hasher in hashers:
+            self.outcome.tensors |= hasher.digests
         self.outcome.notes = {note: sorted(keys) for note, keys in sorted(self.measuring.notes.items())}
-        self.outcome.digests = [hasher.hexdigest() for hasher in hashers]
         self.stopped.set()
 
     def _release(self, piece: Piece, data: memoryview) -> None:
@@ -388,7 +421,8 @@ class _Worker:
                     return self.scratch.run(job, start, count, data, torch.device(CPU), self.measured)
                 return self.scratch.run(job, start, count, data, torch_device(self.device), self.measured)
         except torch.OutOfMemoryError:
-            return self._with_less(job, start, count, data)
+            pass  # its traceback holds what the GPU computed so far: to be let go before the next try
+        return self._with_less(job, start, count, data)
 
     def _gives_the_same(self, job: Job, start: int, count: int, data: memoryview) -> bool:
         """Whether a GPU gives the host's bytes: compared at the first piece of each method it runs.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from runner.errors import InputError, OutputError, escape
 
+RACY_SECONDS = 2.0  # a file written within this time could be written again with the same time
 PIECE_BYTES = 1 << 20  # one read or write call: larger pieces are no faster, smaller ones cost calls
 
 
@@ -25,6 +26,19 @@ class Identity:
     size: int
     mtime_ns: int
     ctime_ns: int
+
+    @property
+    def key(self) -> str:
+        """As a text, which caches know a file by."""
+        return f"{self.device}:{self.inode}:{self.size}:{self.mtime_ns}:{self.ctime_ns}"
+
+    def settled(self, now: float) -> bool:
+        """Whether the file is so old that it cannot change any more without another time.
+
+        Args:
+            now: seconds since 1970.
+        """
+        return now - self.mtime_ns / 1e9 > RACY_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +84,11 @@ def changed(label: str) -> InputError:
 
 def identity(descriptor: int) -> Identity:
     """The identity of an open file."""
-    status = os.fstat(descriptor)
+    return identity_of(os.fstat(descriptor))
+
+
+def identity_of(status: os.stat_result) -> Identity:
+    """The identity of a file whose status was asked for."""
     return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
@@ -86,6 +104,8 @@ def open_regular(path: Path, label: str) -> int:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             hint = "raise the limit: ulimit -n"
             raise OutputError(f"{escape(label)}: too many open files", hint=hint) from error
+        if error.errno in (errno.EIO, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT):
+            raise OutputError(f"{escape(label)}: {_reason(error)}") from error
         raise InputError(f"{escape(label)}: {_reason(error)}", tag="MISSING") from error
     try:
         mode = os.fstat(descriptor).st_mode
@@ -167,6 +187,7 @@ def read_file(file: InputFile) -> bytes:
     try:
         content = bytearray(file.identity.size)
         read_into(descriptor, memoryview(content), 0, file.label)
+        file.check_unchanged(descriptor)
         return bytes(content)
     finally:
         os.close(descriptor)

@@ -83,7 +83,7 @@ def fetch(text: str, variant: str | None, offline: bool) -> tuple[Path, str]:
     """
     name = parse_name(text)
     try:
-        if offline or _said_offline():
+        if offline or said_offline():
             return _cached(name)
         return _downloaded(name, variant)
     except RunnerError:
@@ -92,13 +92,25 @@ def fetch(text: str, variant: str | None, offline: bool) -> tuple[Path, str]:
         raise _unavailable(name, error) from error
 
 
-def _said_offline() -> bool:
+def said_offline() -> bool:
+    """Whether the environment says that the hub is not to be asked."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def _cache_dir() -> str | None:
     """HF_HUB_CACHE as it is now; None: where huggingface_hub keeps its cache."""
     return os.environ.get("HF_HUB_CACHE") or None
+
+
+def cache_folder() -> Path:
+    """Where the hub's cache is. huggingface_hub, which knows it, takes long to import.
+
+    Source: huggingface_hub, constants.py.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")  # noqa: PTH111 - no error without a home
+    hub = os.path.join(os.environ.get("HF_HOME") or os.path.join(home, "huggingface"), "hub")
+    stated = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or hub
+    return Path(os.path.expandvars(stated)).expanduser()
 
 
 def _cached(name: HubName) -> tuple[Path, str]:

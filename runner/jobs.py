@@ -9,7 +9,9 @@ from runner.config import Settings
 from runner.errors import UsageError
 from runner.imports.job import import_recipe
 from runner.inspection.job import inspect
+from runner.listing import find_digests, list_models
 from runner.progress import say
+from runner.publish.publication import publish_run
 
 
 def run_job(settings: Settings) -> dict[str, Any]:
@@ -23,9 +25,16 @@ def run_job(settings: Settings) -> dict[str, Any]:
     if job.name == "methods":
         say(details(job.method) if job.method else overview())
         return {}
+    if job.name == "models":
+        return list_models(settings)
+    if job.name == "find":
+        return find_digests(settings)
     if job.name == "presets":
         say(preset_details(job.preset) if job.preset else preset_overview())
         return {}
+    if job.name == "publish":
+        done = publish_run(job.run, settings.publish, settings.output_dir, settings.hub == "offline")
+        return {"output": done.place}
     if job.source is None:
         hint = f"python -m runner job={job.name} source=MODEL.safetensors"
         raise UsageError("source=FILE is missing", hint=hint)

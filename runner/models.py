@@ -15,7 +15,9 @@ from runner.architectures.layouts import canonical
 from runner.changes import Change
 from runner.checkpoint import Checkpoint
 from runner.errors import IncompatibleError, quote
+from runner.files import InputFile
 from runner.formats import FORMATS
+from runner.formats.diffusers import CONFIG
 from runner.lora.summary import detect_lora
 from runner.quantised import quantised
 from runner.recipe import Source
@@ -95,8 +97,9 @@ def recognised(sources: tuple[Source, ...], checkpoint: Checkpoint) -> Model:
     if (dialect := detect_lora(specs)) is not None:
         return Model(sources, checkpoint, View({}, {}), None, None, str(dialect))
     architecture = detect(checkpoint.format, specs)
-    if architecture is None and checkpoint.format == "checkpoint" and (found := _main_alone(specs)):
-        architecture, kind, view = found
+    if architecture is None and checkpoint.format == "checkpoint" and (found := main_alone(specs)):
+        architecture, kind = found
+        view = Naming("diffusers", f"{architecture.main}/").view(architecture, specs)
         return Model(sources, _alone(checkpoint, architecture.main), view, architecture, kind)
     kind = variant(architecture, checkpoint.format, specs) if architecture else None
     view = view_of(architecture, checkpoint.format, specs, quantised(checkpoint.label, specs))
@@ -109,17 +112,16 @@ def _alone(checkpoint: Checkpoint, component: str) -> Checkpoint:
     return replace(checkpoint, title=f"{title}, {component} alone")
 
 
-def _main_alone(specs: Mapping[str, TensorSpec]) -> tuple[Architecture, str | None, View] | None:
-    """Architecture, variant and view of a file that is a folder's UNet or transformer; None if it is none.
+def main_alone(specs: Mapping[str, TensorSpec]) -> tuple[Architecture, str | None] | None:
+    """Architecture and variant of a file that is a folder's UNet or transformer; None if it is none.
 
     Args:
         specs: of its tensors; a single file's UNet is recognised without this.
     """
     for main in dict.fromkeys(architecture.main for architecture in ARCHITECTURES.values()):
-        naming = Naming("diffusers", f"{main}/")
-        whole = {naming.prefix + key: spec for key, spec in specs.items()}
+        whole = {f"{main}/{key}": spec for key, spec in specs.items()}
         if architecture := detect("diffusers", whole):
-            return architecture, variant(architecture, "diffusers", whole), naming.view(architecture, specs)
+            return architecture, variant(architecture, "diffusers", whole)
     return None
 
 
@@ -175,6 +177,11 @@ def component_model(
             hint="names are tried as single files and folders have them, with and without their prefix",
         )
     return best
+
+
+def component_config(component: str, checkpoint: Checkpoint) -> InputFile | None:
+    """The config of a component in a pipeline's folder, or in that of the component alone."""
+    return checkpoint.others.get(f"{component}/{CONFIG}") or checkpoint.others.get(CONFIG)
 
 
 def is_known(architecture: Architecture | None, key: str) -> bool:

@@ -13,6 +13,7 @@ from runner.checkpoint import Layout
 from runner.errors import KeyPath
 from runner.methods import Method
 from runner.methods.factors import sides
+from runner.prediction import Prediction
 from runner.resolve import Resolved
 from runner.tensors import TensorSpec
 
@@ -116,6 +117,7 @@ class Job:
             on; 0: the tensor itself is.
         bound: whether that rank is the most it can be: the run measures it, and plans again.
         alpha: whether their alpha is written before them.
+        content: what is written where nothing is read: the bytes of a tensor that says what the model is.
         arranged: if its rows stand in another order there, or it is transposed: the pieces that make the
             stored tensor.
     """
@@ -138,6 +140,7 @@ class Job:
     rank: int = 0
     bound: bool = False
     alpha: bool = False
+    content: bytes | None = None
 
     @property
     def scope(self) -> str:
@@ -196,6 +199,7 @@ class Plan:
         dropped: keys that will not be in the output, by reason.
         deviations: keys where a policy of the recipe decided, by what it decided.
         warnings: what the user should know, a line each.
+        prediction: what the result predicts; None if unknown.
     """
 
     resolved: Resolved
@@ -204,6 +208,7 @@ class Plan:
     dropped: Mapping[str, tuple[str, ...]]
     deviations: Mapping[str, tuple[str, ...]]
     warnings: tuple[str, ...]
+    prediction: Prediction | None = None
 
     def spec(self, load: Load) -> TensorSpec:
         """Dtype and shape of a tensor that is read, or of what adapters change of one."""
@@ -246,7 +251,9 @@ class Plan:
         primary = self.resolved.merge.primary()
         if self.resolved.output_format == "lora":
             return False
-        return any(job.steps for job in self.jobs) and all(job.loads[0].model == primary for job in self.jobs)
+        return any(job.steps for job in self.jobs) and all(
+            job.loads[0].model == primary for job in self.jobs if job.loads
+        )
 
     @property
     def fates(self) -> Counter[str]:

@@ -13,19 +13,22 @@ from runner.architectures import Architecture
 from runner.architectures.layouts import single_file_name
 from runner.architectures.ties import Made
 from runner.arrange import arrange
-from runner.checkpoint import Layout
+from runner.builtin import built_in, lacking
+from runner.checkpoint import Checkpoint, Layout
 from runner.errors import IncompatibleError, KeyPath, RecipeError, counted, escape, quote
 from runner.factors import Module, dialect_for, module_name, network_metadata
 from runner.formats import FORMATS
 from runner.lora.algebra import Kind
+from runner.marking import marks, predicting, with_header, with_scheduler
 from runner.methods import Method
 from runner.methods.factors import sides
 from runner.plan import BUFFER, COPIED, KEPT, MERGED, Draw, Job, Load, Plan, Step, Value
+from runner.prediction import Prediction, agreed, disagreeing
 from runner.recipe import Policies
 from runner.resolve import BoundMerge, Resolved
 from runner.taken import taken
 from runner.tensors import OUTPUT_DTYPES, TensorSpec
-from runner.view import INCIDENTAL
+from runner.view import INCIDENTAL, whole
 from runner.weighting import Weighting
 
 # What tensors stored in fp8 are written as if the recipe does not say: it holds the range of any scale.
@@ -33,7 +36,7 @@ FOR_FP8 = "bfloat16"
 
 # Schedules and marker tensors of single files: facts about the primary, not weights.
 _NEVER_MERGED = re.compile(
-    r"(model_ema\.(decay|num_updates)|betas|logvar|scale_factor|v_pred|ztsnr|edm_mean|edm_std|edm_vpred\..+"
+    r"(model_ema\.(decay|num_updates)|betas|logvar|scale_factor|v_pred|ztsnr|edm_mean|edm_std|edm_vpred\..+|global_step"
     r"|(sqrt_|log_)?(recip_|recipm1_|one_minus_)?alphas_cumprod(_prev)?|posterior_\w+)"
 )
 
@@ -62,14 +65,28 @@ def make_plan(
         planner.unfit.update(found.unfit)
     planner.example.update(given.example)
     planner.raise_if_unfit(given.unfit)
+    result = planner.predict(jobs.values())
+    said = marks(resolved, result)
+    for key in said.removed:
+        arrangement.made.pop(key, None)
+        planner.dropped.setdefault(f"left out: the result predicts {result}", {})[key] = None
+    for job in said.added:
+        jobs[job.key], arrangement.made[job.key] = job, whole(job.key, job.spec)
     output = resolved.recipe.output
+    specs = {key: made.spec for key, made in arrangement.made.items()}
+    carrier: Checkpoint | dict[str, bytes] | None = resolved.carrier
+    if carrier is None and resolved.output_format == "diffusers":
+        carrier = built_in(resolved, specs, result)
+        planner.notes.append(lacking(resolved, specs))
     layout = FORMATS[resolved.output_format].layout(
         output.name,
-        {key: made.spec for key, made in arrangement.made.items()},
-        resolved.carrier,
-        metadata,
+        specs,
+        carrier,
+        with_header(metadata, resolved, result),
         output.max_shard_bytes,
     )
+    if layout.folder:
+        layout = with_scheduler(layout, resolved, result)
     placed = tuple(
         job
         for number, file in enumerate(layout.files)
@@ -99,10 +116,12 @@ def _lora_plan(planner: _Planner, metadata: Mapping[str, str]) -> Plan:
     planner.raise_if_unfit(())
     if not modules:
         raise IncompatibleError("nothing to write: no module of the LoRA has a rank above 0", tag="LORA")
+    result = planner.predict(job for _, job in modules.values())
     said = network_metadata(architecture, (module for module, _ in modules.values()))
+    said = {**with_header(metadata, resolved, result), **said}
     specs = {key: spec for module, _ in modules.values() for key, spec in module.specs.items()}
     output = resolved.recipe.output
-    layout = FORMATS["lora"].layout(output.name, specs, None, {**metadata, **said}, None)
+    layout = FORMATS["lora"].layout(output.name, specs, None, said, None)
     first = {next(iter(module.specs)): (module, job) for module, job in modules.values()}
     jobs = tuple(
         replace(first[key][1], offset=offset, stored=first[key][0].name)
@@ -146,6 +165,7 @@ class _Planner:
         self.specs = [model.view.specs for model in resolved.models]
         self.dropped: dict[str, dict[str, None]] = {}
         self.widened: dict[str, None] = {}
+        self.notes: list[str] = []
         self.deviations: dict[str, dict[str, None]] = {}
         self.unfit: dict[str, dict[str, None]] = {}
         self.example: dict[str, str] = {}
@@ -157,6 +177,8 @@ class _Planner:
         self._paths: dict[int, KeyPath] = {}
         self._surveys: dict[int, KeyPath] = {}
         self._padded: set[str] = set()
+        self._prediction: Prediction | None = None
+        self._disagreeing: list[str] = []
         self._fate = COPIED
         self._equal: list[Load] = []
         for model in resolved.models:
@@ -299,7 +321,20 @@ class _Planner:
             {reason: tuple(sorted(keys)) for reason, keys in self.dropped.items()},
             {reason: tuple(sorted(keys)) for reason, keys in self.deviations.items()},
             tuple(self.warnings(jobs)),
+            self._prediction,
         )
+
+    def predict(self, jobs: Iterable[Job]) -> Prediction | None:
+        """What the result predicts; notes which models say otherwise.
+
+        Raises:
+            IncompatibleError: they predict different things, and the recipe does not say which it is.
+        """
+        models = predicting(self.resolved, jobs)
+        self._prediction = agreed(models, self.resolved.recipe.prediction_type)
+        if self._prediction is not None:
+            self._disagreeing += disagreeing(models, self._prediction)
+        return self._prediction
 
     def module(self, architecture: Architecture, key: str) -> tuple[Module, Job] | None:
         """The module of a LoRA that changes a tensor, and its job; None if there is none."""
@@ -590,6 +625,8 @@ class _Planner:
     def warnings(self, jobs: tuple[Job, ...]) -> Iterable[str]:
         """What the user should know before the merge runs."""
         yield from self.resolved.warnings
+        yield from self.notes
+        yield from self._disagreeing
         for reason, keys in (*self.dropped.items(), *self.deviations.items()):
             yield f"{reason} ({_listed(keys, self.resolved)})"
         if self.widened:

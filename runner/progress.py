@@ -21,29 +21,31 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def progress(total: int, what: str, mode: str) -> Iterator[Callable[[int], None]]:
+def progress(total: int, what: str, mode: str, things: str | None = None) -> Iterator[Callable[[int], None]]:
     """Shows how far a stage is; yields the function to be told of more bytes done.
 
     Args:
         total: bytes of the whole stage.
         what: names the stage.
         mode: "on", "off", or "auto": a bar only if stderr is a terminal.
+        things: what is counted if not bytes: "models".
     """
     if mode == "off":
         yield lambda count: None
     elif mode == "on" or (sys.stderr is not None and sys.stderr.isatty()):
-        with _bar(total, what) as advance:
+        with _bar(total, what, things) as advance:
             yield advance
     else:
-        yield _lines(total, what)
+        yield _lines(total, what, things)
 
 
 @contextmanager
-def _bar(total: int, what: str) -> Iterator[Callable[[int], None]]:
+def _bar(total: int, what: str, things: str | None) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
+        MofNCompleteColumn,
         Progress,
         TextColumn,
         TimeRemainingColumn,
@@ -53,8 +55,7 @@ def _bar(total: int, what: str) -> Iterator[Callable[[int], None]]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
+        *((MofNCompleteColumn(),) if things else (DownloadColumn(), TransferSpeedColumn())),
         TimeRemainingColumn(),
     )
     bar = Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
@@ -73,7 +74,7 @@ def _bar(total: int, what: str) -> Iterator[Callable[[int], None]]:
             bar.stop()
 
 
-def _lines(total: int, what: str) -> Callable[[int], None]:
+def _lines(total: int, what: str, things: str | None) -> Callable[[int], None]:
     started = said = time.monotonic()
     done = 0
 
@@ -86,6 +87,9 @@ def _lines(total: int, what: str) -> Callable[[int], None]:
         said = now
         rate = done / (now - started)
         left = (total - done) / rate
+        if things:
+            log.info("%s: %d of %d %s, %.0f s left", what, done, total, things, left)
+            return
         log.info("%s: %s of %s, %s/s, %.0f s left", what, size(done), size(total), size(int(rate)), left)
 
     return advance

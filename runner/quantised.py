@@ -37,6 +37,7 @@ _UNREAD = (
     ("packed integers of compressed-tensors", r".+\.(weight_packed|weight_zero_point)"),
     ("fp8 with a scale for each block", r".+\.weight_scale_inv"),
 )
+_ANY_UNREAD = re.compile("|".join(pattern for _, pattern in _UNREAD))
 _HINT = "give the same model in 16 or 32 bits, or in fp8 with a scale for each tensor or row"
 
 
@@ -101,7 +102,7 @@ def _check_scale(label: str, weight: str, spec: TensorSpec, scale: TensorSpec) -
 
 
 def _refuse_unread(label: str, specs: Mapping[str, TensorSpec]) -> None:
-    for title, pattern in _UNREAD:
+    for title, pattern in _UNREAD if any(map(_ANY_UNREAD.fullmatch, specs)) else ():
         if found := [key for key in specs if re.fullmatch(pattern, key)]:
             raise _refused(label, f"quantised as {title}, which is not read (it has {quote(found[0])})")
     for key, spec in specs.items():

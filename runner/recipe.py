@@ -11,6 +11,7 @@ from runner.errors import KeyPath, Location, Problems, nearest, quote
 from runner.tensors import OUTPUT_DTYPES
 
 COMPUTE_DTYPES = ("float32", "float64")
+PREDICTION_TYPES = ("epsilon", "v_prediction")
 MAX_SEED = 2**64 - 1
 MAX_TEXT_BYTES = 4096  # of a text in the header of a model
 MAX_SIZE = 2**63  # bytes; no file system holds more
@@ -19,10 +20,18 @@ IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]i?)?B?", re.ASCII)
 
-_RECIPE_KEYS = ("components", "output", "compute_dtype", "description", "author", "license")
+_RECIPE_KEYS = (
+    "components",
+    "output",
+    "compute_dtype",
+    "prediction_type",
+    "description",
+    "author",
+    "license",
+)
 _POLICY_KEYS = ("force", "missing", "extra", "shapes", "integers", "ema", "nonfinite", "extrapolate")
 _MERGE_KEYS = ("method", "models", "compat", "seed", *_POLICY_KEYS)
-_OUTPUT_KEYS = ("name", "format", "dtype", "max_shard_size", "config")
+_OUTPUT_KEYS = ("name", "format", "dtype", "max_shard_size", "config", "hide_names")
 _SOURCE_KEYS = ("source", "sha256", "variant")
 
 # Everything a recipe may say beside the parameters of its method.
@@ -38,12 +47,14 @@ class Source:
         sha256: the digest it must have, 64 lower-case digits; None: any.
         variant: which weight files of a diffusers folder, "fp16"; None: the plain ones.
         path: where in the recipe it stands.
+        alias: what stands for its name in the result; "": the name itself.
     """
 
     name: str
     sha256: str | None = None
     variant: str | None = None
     path: KeyPath = field(default=(), compare=False)
+    alias: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +68,8 @@ class Policies:
             first input channels of an inpainting model and the like with a plain model, and is an error
             for all other shapes.
         integers: integer tensors that differ: "error", or "keep" the primary's.
-        ema: model_ema.* copies: "drop" them with a warning, or "keep" and merge them like the others.
+        ema: running means of the weights: "drop" them with a warning, "keep" and merge them like the
+            others, or "use" them in place of the weights.
         nonfinite: globs of keys that may hold NaN or Inf.
         extrapolate: whether a parameter may leave its usual range.
     """
@@ -77,7 +89,7 @@ _POLICY_WORDS = {
     "extra": ("error", "drop", "keep"),
     "shapes": ("error", "keep", "channels"),
     "integers": ("error", "keep"),
-    "ema": ("drop", "keep"),
+    "ema": ("drop", "keep", "use"),
 }
 
 
@@ -122,7 +134,8 @@ class Output:
         dtype: by component, "default" for the others; empty: each tensor as in the primary.
         max_shard_bytes: weight files of a diffusers folder are split at this size.
         config: the pipeline a diffusers folder's other files come from; None: the primary, or another
-            model of the recipe that is a folder.
+            model of the recipe that is a folder, or built-in ones.
+        hide_names: whether the result says of its inputs what they are, but not how their files are called.
     """
 
     name: str
@@ -130,6 +143,7 @@ class Output:
     dtype: Mapping[str, str] = field(default_factory=dict)
     max_shard_bytes: int | None = None
     config: Source | None = None
+    hide_names: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +157,7 @@ class Recipe:
         compute_dtype: what the arithmetic is done in.
         description, author, license: for the header of the result.
         components: that the result takes whole from a source of their own, component → source.
+        prediction_type: what the result predicts, "epsilon" or "v_prediction"; None: what its models do.
     """
 
     name: str
@@ -153,6 +168,7 @@ class Recipe:
     author: str = ""
     license: str = ""
     components: Mapping[str, Source] = field(default_factory=dict)
+    prediction_type: str | None = None
 
     def sources(self) -> Iterator[Source]:
         """Every source: those of the merge, then those of components."""
@@ -194,12 +210,18 @@ class _Parser:
     def __init__(self, problems: Problems) -> None:
         self.problems = problems
         self.compute_dtype = "float32"
+        self.aliases: dict[str, str] | None = None  # by name, if names are hidden
+        self.prediction_type: str | None = None
 
     def recipe(self, name: str, tree: Mapping[str, Any]) -> Recipe:
         self.compute_dtype = self.word(tree, "compute_dtype", (), COMPUTE_DTYPES) or "float32"
+        self.prediction_type = self.word(tree, "prediction_type", (), PREDICTION_TYPES)
+        output = tree.get("output")
+        if isinstance(output, Mapping) and self.flag(output, "hide_names", ("output",)):
+            self.aliases = {}
         merge = self.merge(tree, (), Policies(), seed=0)
         components = self.components(tree.get("components"))
-        output = self.output(tree.get("output", {}), name)
+        stored = self.output(tree.get("output", {}), name)
         texts = {key: self.text(tree, key, ()) for key in ("description", "author", "license")}
         for key, text in texts.items():
             if len(text.encode()) > MAX_TEXT_BYTES:
@@ -207,13 +229,23 @@ class _Parser:
                     (key,), f"{len(text.encode())} bytes; a header holds at most {MAX_TEXT_BYTES}"
                 )
         self.problems.raise_if_any()
-        return Recipe(name, merge, output, self.compute_dtype, **texts, components=components)
+        return Recipe(
+            name,
+            merge,
+            stored,
+            self.compute_dtype,
+            **texts,
+            components=components,
+            prediction_type=self.prediction_type,
+        )
 
     def merge(self, tree: Mapping[str, Any], path: KeyPath, policies: Policies, seed: int) -> Merge:
         if path and tree.get("compute_dtype", self.compute_dtype) != self.compute_dtype:
             self.problems.add(
                 (*path, "compute_dtype"), "is said at the top of the recipe, for all its merges"
             )
+        if path and tree.get("prediction_type") not in (None, self.prediction_type):
+            self.problems.add((*path, "prediction_type"), "is said at the top of the recipe, of its result")
         if path and tree.get("components"):
             self.problems.add((*path, "components"), "are given at the top of the recipe, for its result")
         method = tree.get("method")
@@ -291,7 +323,10 @@ class _Parser:
         sha256 = self.text(tree, "sha256", path).lower() or None
         if sha256 and not SHA256.fullmatch(sha256):
             self.problems.add((*path, "sha256"), f"expected 64 hexadecimal digits, found {quote(sha256)}")
-        return Source(name, sha256, self.text(tree, "variant", path) or None, path)
+        alias = ""
+        if self.aliases is not None:
+            alias = self.aliases.setdefault(name, f"input-{len(self.aliases) + 1}")
+        return Source(name, sha256, self.text(tree, "variant", path) or None, path, alias)
 
     def policies(self, tree: Mapping[str, Any], path: KeyPath, inherited: Policies) -> Policies:
         said: dict[str, Any] = {}
@@ -330,6 +365,7 @@ class _Parser:
             dtype=self.dtypes(tree.get("dtype")),
             max_shard_bytes=max_shard_bytes,
             config=self.config(tree.get("config")),
+            hide_names=self.aliases is not None,
         )
 
     def config(self, value: object) -> Source | None:

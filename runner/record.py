@@ -1,36 +1,37 @@
 """What a run leaves behind: the text in the output's header, and run.json.
 
 run.json has two parts: `deterministic` is equal for every run of the same recipe on the same
-inputs, byte for byte; `run` tells of this one.
+inputs, byte for byte; `run` tells of this one. schemas/run.json describes both.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import logging
 import math
 import os
-import platform
 import re
-import resource
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from runner import __version__
-from runner.digests import folder_digest, model_digest
-from runner.errors import KeyPath
+from runner.canonical import canonical_json, canonical_recipe, canonical_source, recipe_digest
 from runner.files import InputFile
-from runner.recipe import MAX_TEXT_BYTES, Merge, Policies, Recipe, Source
-from runner.resolve import BoundMerge, Resolved
+from runner.guard import RecipeFile
+from runner.hashes import FileHashes
+from runner.machine import arithmetic, code_digests, machine, peak_bytes, versions
+from runner.masking import all_masked
+from runner.provenance import by_reason, components, deviations, dtypes, inputs, methods, output
+from runner.repository import committed
+from runner.resolve import Resolved
+from runner.stated import clean_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,75 +41,9 @@ if TYPE_CHECKING:
     from runner.plan import Plan
 
 log = logging.getLogger(__name__)
-SCHEMA = 1
-PACKAGES = ("torch", "safetensors", "diffusers", "transformers", "accelerate", "hydra-core", "omegaconf")
+SCHEMA = 2
 _RESOLUTION = re.compile(r"\d{1,5}x\d{1,5}", re.ASCII)
 _FROM_PRIMARY = ("author", "license", "description", "usage_hint", "trigger_phrase")
-
-
-def canonical_json(value: Any) -> str:
-    """JSON that is equal for equal values: sorted, compact, UTF-8, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def canonical_recipe(recipe: Recipe) -> dict[str, Any]:
-    """What of a recipe decides the bytes, with names of files but no folders."""
-    output = {
-        "name": recipe.output.name,
-        "format": recipe.output.format,
-        "dtype": dict(recipe.output.dtype),
-        "max_shard_bytes": recipe.output.max_shard_bytes,
-        "config": _canonical_source(recipe.output.config) if recipe.output.config else None,
-    }
-    components = {name: _canonical_source(source) for name, source in recipe.components.items()}
-    texts = {"description": recipe.description, "author": recipe.author, "license": recipe.license}
-    return {
-        **_canonical_merge(recipe.merge),
-        **({"components": components} if components else {}),
-        "compute_dtype": recipe.compute_dtype,
-        "output": {name: value for name, value in output.items() if value},
-        **{name: text for name, text in texts.items() if text},
-    }
-
-
-def _canonical_merge(merge: Merge) -> dict[str, Any]:
-    defaults = asdict(Policies())
-    policies = {name: value for name, value in asdict(merge.policies).items() if value != defaults[name]}
-    # Lists, since the order of models and of selectors can decide bytes, and JSON objects have none.
-    models = [
-        {"role": role, **(_canonical_source(model) if isinstance(model, Source) else _canonical_merge(model))}
-        for role, model in merge.models.items()
-    ]
-    parameters = {name: _ordered(value) for name, value in merge.parameters.items()}
-    result: dict[str, Any] = {"method": merge.method, "models": models, **policies, **parameters}
-    if merge.compat:
-        result["compat"] = merge.compat
-    if merge.seed:
-        result["seed"] = merge.seed
-    return result
-
-
-def _ordered(value: Any) -> Any:
-    """A parameter's value with mappings as lists of pairs and numbers as floats."""
-    if isinstance(value, Mapping):
-        return [[str(name), _ordered(part)] for name, part in value.items()]
-    if isinstance(value, list):
-        return [_ordered(part) for part in value]
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _canonical_source(source: Source) -> dict[str, str]:
-    named = source.name.startswith(("demo:", "hf:"))
-    name = source.name if named else PurePath(source.name).name
-    result = {"source": name}
-    if source.variant:
-        result["variant"] = source.variant
-    return result
-
-
-def recipe_digest(recipe: Recipe) -> str:
-    """SHA-256 of the canonical recipe."""
-    return hashlib.sha256(canonical_json(canonical_recipe(recipe)).encode()).hexdigest()
 
 
 def header_metadata(resolved: Resolved) -> dict[str, str]:
@@ -136,12 +71,11 @@ def header_metadata(resolved: Resolved) -> dict[str, str]:
         "title": recipe.output.name,
         "resolution": resolution if _RESOLUTION.fullmatch(resolution) else primary.architecture.resolution,
         "merged_from": ", ".join(
-            dict.fromkeys(_canonical_source(model.sources[0])["source"] for model in resolved.models)
+            dict.fromkeys(canonical_source(model.sources[0])["source"] for model in resolved.models)
         ),
     }
     for name in _FROM_PRIMARY:
-        text = getattr(recipe, name, "") or theirs.get(f"modelspec.{name}", "")
-        if text and len(text.encode()) <= MAX_TEXT_BYTES:
+        if text := getattr(recipe, name, "") or clean_text(theirs.get(f"modelspec.{name}")):
             spec[name] = text
     return {**metadata, **{f"modelspec.{name}": text for name, text in spec.items()}}
 
@@ -151,13 +85,15 @@ class RunRecord:
     """run.json in the making; every stage adds what it knows, and it is written even if a stage fails.
 
     Attributes:
-        recipe_files: (name, SHA-256) of the files the recipe was composed from.
+        recipe_files: the files the recipe was composed from.
         overrides: of the command line.
+        log: the file the run logs to, if there is one.
         deterministic, run: the two parts of the file.
     """
 
-    recipe_files: Sequence[tuple[str, str]]
+    recipe_files: Sequence[RecipeFile]
     overrides: Sequence[str]
+    log: Path | None = None
     deterministic: dict[str, Any] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
 
@@ -166,9 +102,10 @@ class RunRecord:
         self.run |= {
             "id": os.urandom(8).hex(),
             "started": _now(),
+            "command": ["runner", *sys.argv[1:]],
             "overrides": list(self.overrides),
-            "machine": _machine(),
-            "versions": _versions(),
+            "machine": machine(),
+            "versions": versions(),
             "seconds": {},
             "warnings": [],
             "error": None,
@@ -196,21 +133,24 @@ class RunRecord:
         self.run["error"] = {"stage": stage, "exit_code": code, "message": message}
 
     def resolved(self, resolved: Resolved) -> None:
-        """Notes the recipe and its methods."""
+        """Notes the recipe."""
         self.deterministic |= {
             "recipe": canonical_recipe(resolved.recipe),
             "recipe_sha256": recipe_digest(resolved.recipe),
-            "recipe_files": [{"name": name, "sha256": digest} for name, digest in self.recipe_files],
-            "methods": _methods(resolved.merge),
+            "recipe_files": [{"name": _name(file), "sha256": file.sha256} for file in self.recipe_files],
         }
 
     def planned(self, plan: Plan, placement: Placement) -> None:
-        """Notes the fate of the keys and where the work is done."""
+        """Notes the methods, the fate of the keys and where the work is done."""
         self.deterministic |= {
+            "methods": methods(plan),
+            "dtypes": dtypes(plan),
+            "components": components(plan.resolved),
             "keys": dict(sorted(plan.fates.items())),
             "determinism": plan.determinism,
-            "dropped": {reason: list(keys) for reason, keys in plan.dropped.items()},
-            "deviations": {reason: list(keys) for reason, keys in plan.deviations.items()},
+            "dropped": by_reason(plan.dropped, plan.resolved),
+            "deviations": deviations(plan),
+            "predicts": plan.prediction.title if plan.prediction else None,
         }
         self.run["placement"] = {
             "jobs": {str(device): count for device, count in placement.jobs_by_device.items()},
@@ -227,34 +167,24 @@ class RunRecord:
 
     def read(self, resolved: Resolved, digests: Mapping[InputFile, str]) -> None:
         """Notes the inputs by their digests."""
-        self.deterministic["inputs"] = [
-            {
-                **_canonical_source(model.sources[0]),
-                "roles": roles_of(resolved, number),
-                "format": model.checkpoint.format,
-                "architecture": model.architecture.name if model.architecture else None,
-                "bytes": model.checkpoint.nbytes,
-                "sha256": model_digest(model.checkpoint, digests),
-                **({"revision": model.revision} if model.revision else {}),
-            }
-            for number, model in enumerate(resolved.models)
-        ]
+        self.deterministic["inputs"] = inputs(resolved, digests)
 
-    def written(self, plan: Plan, outcome: Outcome) -> None:
-        """Notes the output, and how far it is from the primary."""
-        files = [
-            {"name": file.name or plan.layout.name, "bytes": file.nbytes, "sha256": digest}
-            for file, digest in zip(plan.layout.files, outcome.digests, strict=True)
-        ]
-        self.deterministic["output"] = {
-            "name": plan.layout.name,
-            "format": plan.resolved.output_format,
-            "bytes": plan.layout.nbytes,
-            "sha256": output_digest(plan, outcome.digests),
-            "files": files,
-        }
+    def written(self, plan: Plan, outcome: Outcome, hashes: Sequence[FileHashes]) -> bytes:
+        """Notes the output, what methods fell back to, and how far the result is from the primary.
+
+        Args:
+            plan: what was done.
+            outcome: what was found on the way.
+            hashes: of the output's files.
+
+        Returns:
+            The content of the sidecar with the digests of the tensors.
+        """
+        self.deterministic["deviations"] |= outcome.notes
+        self.deterministic["output"], sidecar = output(plan, outcome.tensors, hashes)
         self.run["fallbacks"] = dict(outcome.fallbacks)
-        self.run["notes"] = outcome.notes
+        used = self.run["placement"]["jobs"]
+        self.run["arithmetic"] = arithmetic(int(device) for device in used if device.isdecimal())
         lora = plan.resolved.output_format == "lora"
         moved = dict(outcome.moved)
         if lora:
@@ -265,14 +195,41 @@ class RunRecord:
             component: {"relative": relative(difference, original), "norm": _rounded(math.sqrt(difference))}
             for component, (difference, original) in moved.items()
         }
+        return sidecar
 
     def text(self) -> str:
         """The content of run.json, as known by now."""
-        self.run["finished"] = _now()
+        self.run |= {
+            "finished": _now(),
+            "peak_memory_bytes": peak_bytes(),
+            "code": code_digests(),
+            "recipe_commits": [
+                {"name": _name(file), "commit": found[0], "differs": found[1]}
+                for file in self.recipe_files
+                if (found := committed(Path(file.label)))
+            ],
+            "log": _log_digest(self.log) if self.log else None,
+        }
         self.run["seconds"]["total"] = round(time.monotonic() - self._started, 3)
-        self.run["peak_memory_bytes"] = _peak_bytes()
-        content = {"schema": SCHEMA, "deterministic": self.deterministic, "run": self.run}
+        content = {"schema": SCHEMA, "deterministic": self.deterministic, "run": all_masked(self.run)}
         return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _name(file: RecipeFile) -> str:
+    """What a file of the recipe is called: as recipes name it, or its name alone if it was given by path."""
+    name = PurePath(file.name)
+    return name.name if name.is_absolute() else name.as_posix()
+
+
+def _log_digest(path: Path) -> dict[str, Any] | None:
+    """The log as it is so far; more may follow."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _ranks(plan: Plan) -> dict[str, dict[str, int]]:
@@ -286,15 +243,6 @@ def _ranks(plan: Plan) -> dict[str, dict[str, int]]:
     }
 
 
-def output_digest(plan: Plan, digests: Sequence[str]) -> str:
-    """The digest of the output: of its file, or of the list of its weight files."""
-    if not plan.layout.folder:
-        return digests[0]
-    return folder_digest(
-        [(digest, file.name) for file, digest in zip(plan.layout.files, digests, strict=True)]
-    )
-
-
 def relative(difference: float, original: float) -> float | None:
     """‖result − a‖ / ‖a‖ from sums of squares; 0 if nothing moved, None if it is no finite number."""
     if difference == 0:
@@ -306,84 +254,5 @@ def _rounded(value: float) -> float | None:
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
-def merge_identities(resolved: Resolved, digests: Mapping[InputFile, str]) -> dict[KeyPath, str]:
-    """The identity of every merge of a recipe, by its place in the recipe.
-
-    It is the digest of the method and of the models by role, a source by its digest; numbers are left
-    out, so that the random numbers of a sweep over them are the same.
-    """
-    found: dict[KeyPath, str] = {}
-
-    def identity(merge: BoundMerge) -> str:
-        models = {
-            role: identity(model)
-            if isinstance(model, BoundMerge)
-            else model_digest(resolved.models[model].checkpoint, digests)
-            for role, model in merge.models.items()
-        }
-        text = canonical_json({"method": merge.method.label, "models": models})
-        found[merge.path] = hashlib.sha256(text.encode()).hexdigest()
-        return found[merge.path]
-
-    identity(resolved.merge)
-    return found
-
-
-def roles_of(resolved: Resolved, model: int) -> list[str]:
-    """Where in the recipe a model stands: "a", "b.c", "components.vae", ..."""
-    components = [f"components.{name}" for name, number in resolved.components.items() if number == model]
-    return [*_roles_in(resolved.merge, model, ""), *components]
-
-
-def _roles_in(merge: BoundMerge, model: int, prefix: str) -> list[str]:
-    roles = []
-    for role, part in merge.models.items():
-        if isinstance(part, BoundMerge):
-            roles += _roles_in(part, model, f"{prefix}{role}.")
-        elif part == model:
-            roles.append(prefix + role)
-    return roles
-
-
-def _methods(merge: BoundMerge) -> list[dict[str, Any]]:
-    method = merge.method
-    entry = {"method": method.label}
-    below = [_methods(model) for model in merge.models.values() if isinstance(model, BoundMerge)]
-    found = [entry, *(entry for entries in below for entry in entries)]
-    return [one for at, one in enumerate(found) if one not in found[:at]]
-
-
 def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "processor": _processor(),
-        "processors": os.cpu_count(),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-
-
-def _versions() -> dict[str, str]:
-    versions = {"runner": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _peak_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

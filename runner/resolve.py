@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import logging
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,18 +14,24 @@ from runner.architectures.layouts import single_file_name
 from runner.changes import changes_of
 from runner.checkpoint import Checkpoint
 from runner.demo import demo_model
-from runner.errors import IncompatibleError, InputError, KeyPath, Location, Problems, nearest, quote
+from runner.ema import averaged, users
+from runner.errors import IncompatibleError, InputError, KeyPath, Location, Problems, escape, nearest, quote
 from runner.files import InputFile
 from runner.formats import FORMATS, READERS
+from runner.formats.diffusers import CONFIG
 from runner.hub import fetch
+from runner.library.lookup import Library
 from runner.methods import METHODS, Method, Parameter, find_method
 from runner.models import Model as Model
-from runner.models import component_model, component_names, recognised
+from runner.models import component_config, component_model, component_names, recognised
 from runner.recipe import RECIPE_KEYS, Merge, Policies, Recipe, Source
 from runner.rules import Names
 from runner.tensors import TensorSpec
 from runner.view import View, whole
 from runner.weighting import Weighting, parse_weighting
+
+WINDOWS_NAMES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ class Resolved:
         models: its sources, each once: those of the merge first.
         merge: the recipe's merge, its names resolved.
         output_format: in FORMATS.
-        carrier: the model whose other files the output has; None if the output has none.
+        carrier: the model whose other files the output has; None if it has none, or built-in ones.
         places: where each key of any model stands.
         warnings: what is unusual in the recipe, a line each.
         components: that are taken whole from a source of their own, component → index in models.
@@ -106,6 +114,7 @@ def resolve(
     models_dir: Path,
     cache_dir: Path,
     offline: bool = False,
+    folders: Sequence[Path] = (),
 ) -> Resolved:
     """Binds a recipe to files, methods and places.
 
@@ -115,6 +124,7 @@ def resolve(
         models_dir: relative paths of sources start here.
         cache_dir: demo models are kept here.
         offline: whether models of the hub are taken from its cache alone.
+        folders: where else models are looked for by name or digest.
 
     Raises:
         RecipeError: with every wrong name and value.
@@ -123,7 +133,10 @@ def resolve(
     """
     problems = Problems(locate)
     bound = _check_names(recipe.merge, problems)
-    opened, unreadable = _open_sources(recipe.sources(), models_dir, cache_dir, offline)
+    library = Library((models_dir, *folders), cache_dir)
+    opened, unreadable = _open_sources(
+        recipe.sources(), set(users(recipe.merge)), models_dir, library, offline
+    )
     stated = {source.path for source in recipe.components.values()}
     models = tuple(
         replace(recognised(named, checkpoint), revision=revision)
@@ -147,6 +160,8 @@ def resolve(
         recipe, find_method(recipe.merge.method, recipe.merge.compat), primary, names, problems
     )
     _check_components(recipe, primary, names, problems)
+    if recipe.output.name.partition(".")[0].upper() in WINDOWS_NAMES:
+        problems.warn(("output", "name"), "Windows keeps this name for a device")
     problems.raise_if_any()
     assert merge is not None  # else its method were a problem
     _check_layouts(models, primary)
@@ -154,48 +169,65 @@ def resolve(
     models = tuple(_with_changes(model, primary, recipe.merge.policies) for model in models)
     carrier = None
     if output_format == "diffusers":
-        carrier = _carrier(recipe, (primary, *models), models_dir, cache_dir, offline)
+        carrier = _carrier(recipe, (primary, *models), models_dir, library, offline)
         for component, number in components.items():
-            carrier = _with_config(carrier, component, models[number].checkpoint)
+            carrier = carrier and _with_config(carrier, component, models[number].checkpoint)
     return Resolved(
         recipe, models, merge, output_format, carrier, places, tuple(problems.warnings), components
     )
 
 
-def source_path(source: Source, models_dir: Path, cache_dir: Path, offline: bool) -> tuple[Path, str | None]:
+def source_path(source: Source, models_dir: Path, library: Library, offline: bool) -> tuple[Path, str | None]:
     """Where a source is, and the commit of a model of the hub.
 
     Raises:
-        InputError: it names something that is no file here.
+        InputError: it names something that is no file here, or several models.
     """
     name = source.name
     if name.startswith("demo:"):
-        return demo_model(name.removeprefix("demo:"), cache_dir), None
+        return demo_model(name.removeprefix("demo:"), library.cache_dir), None
     if name.startswith("hf:"):
         return fetch(name, source.variant, offline)
     if "://" in name:
         raise InputError(f"{quote(name)}: a URL; a source is a path, demo:NAME or hf:ORG/NAME", tag="URL")
-    return models_dir / Path(name).expanduser(), None
+    path = models_dir / Path(name).expanduser()
+    if os.path.lexists(path):
+        return path, None
+    if source.sha256 and (found := library.by_digest(source.sha256)):
+        log.info("%s: found by its sha256, %s", escape(name), escape(str(found.path)))
+        return found.path, None
+    if found := library.by_name(name):
+        log.info("%s: %s", escape(name), escape(str(found.path)))
+        return found.path, None
+    return path, None
 
 
 Opened = tuple[tuple[Source, ...], Checkpoint, str | None]  # what names a model, its headers, its commit
 
 
 def _open_sources(
-    sources: Iterable[Source], models_dir: Path, cache_dir: Path, offline: bool
+    sources: Iterable[Source], means: Collection[KeyPath], models_dir: Path, library: Library, offline: bool
 ) -> tuple[list[Opened], list[InputError]]:
-    """Opens each distinct source once; returns with the models what could not be opened."""
-    opened: dict[tuple[Path, str | None], Opened] = {}
+    """Opens each distinct source once; returns with the models what could not be opened.
+
+    Args:
+        sources: of the recipe.
+        means: places of those whose running means are taken in place of the weights.
+        models_dir, offline: as of resolve.
+        library: of the models there are.
+    """
+    opened: dict[tuple[Path, str | None, bool], Opened] = {}
     unreadable: dict[tuple[str, str | None], InputError] = {}
     for source in sources:
         try:
-            path, revision = source_path(source, models_dir, cache_dir, offline)
-            file = (path.resolve(), source.variant)
+            path, revision = source_path(source, models_dir, library, offline)
+            file = (path.resolve(), source.variant, source.path in means)
             if file in opened:
                 others, checkpoint, revision = opened[file]
                 opened[file] = ((*others, source), checkpoint, revision)
                 continue
-            opened[file] = ((source,), _open(path, source, models_dir), revision)
+            checkpoint = _open(path, source, models_dir, library)
+            opened[file] = ((source,), averaged(checkpoint) if file[-1] else checkpoint, revision)
         except InputError as error:
             unreadable[source.name, source.variant] = error
         except (OSError, RuntimeError) as error:
@@ -203,21 +235,21 @@ def _open_sources(
     return list(opened.values()), list(unreadable.values())
 
 
-def open_model(source: Source, models_dir: Path, cache_dir: Path, offline: bool) -> Model:
+def open_model(source: Source, models_dir: Path, library: Library, offline: bool) -> Model:
     """A model by itself, without a recipe.
 
     Args:
         source: names it.
         models_dir: a relative path starts here.
-        cache_dir: demo models are kept here.
+        library: where it is looked for if there is none.
         offline: whether a model of the hub is only looked for in its cache.
 
     Raises:
         InputError: it is missing or malformed.
     """
     try:
-        path, revision = source_path(source, models_dir, cache_dir, offline)
-        checkpoint = _open(path, source, models_dir)
+        path, revision = source_path(source, models_dir, library, offline)
+        checkpoint = _open(path, source, models_dir, library)
     except (OSError, RuntimeError) as error:
         raise _missing(source, error) from error
     return replace(recognised((source,), checkpoint), revision=revision)
@@ -228,7 +260,7 @@ def _missing(source: Source, error: Exception) -> InputError:
     return InputError(f"{quote(source.name)}: {getattr(error, 'strerror', None) or error}", tag="MISSING")
 
 
-def _open(path: Path, source: Source, models_dir: Path) -> Checkpoint:
+def _open(path: Path, source: Source, models_dir: Path, library: Library) -> Checkpoint:
     reader = next(reader for reader in READERS if reader.accepts(path))
     try:
         return reader.open(path, source.name, source.variant)
@@ -239,15 +271,18 @@ def _open(path: Path, source: Source, models_dir: Path) -> Checkpoint:
             error.hint = error.hint or f"the hub's cache has it in {path}"
         elif error.tag == "MISSING" and not path.exists():
             there = "" if models_dir.is_dir() else ", which is no folder"
-            error.hint = f"paths start at models_dir={models_dir}{there}{_nearest_file(path)}"
+            near = library.nearest(source.name, _names_beside(path))
+            error.hint = f"paths start at models_dir={models_dir}{there}{near}"
+            if source.sha256:
+                error.hint += "; if the file has another name: job=find, then sha256 finds it"
         raise
 
 
-def _nearest_file(path: Path) -> str:
+def _names_beside(path: Path) -> list[str]:
     try:
-        return nearest(path.name, (entry.name for entry in path.parent.iterdir()))
+        return [entry.name for entry in path.parent.iterdir()]
     except OSError:
-        return ""
+        return []
 
 
 def _together(errors: list[InputError]) -> InputError:
@@ -464,26 +499,19 @@ def _check_output(
 
 
 def _carrier(
-    recipe: Recipe, models: Sequence[Model], models_dir: Path, cache_dir: Path, offline: bool
-) -> Checkpoint:
+    recipe: Recipe, models: Sequence[Model], models_dir: Path, library: Library, offline: bool
+) -> Checkpoint | None:
     """The pipeline whose other files go into a folder: the one the recipe names, or the first there is.
 
     Raises:
         InputError: it cannot be read.
-        IncompatibleError: there is none, or it is of another architecture.
+        IncompatibleError: it is of another architecture.
     """
     source = recipe.output.config
     if source is None:
         folders = (model.checkpoint for model in models if model.checkpoint.format == "diffusers")
-        if (found := next(folders, None)) is not None:
-            return found
-        raise IncompatibleError(
-            "output.format: diffusers: no model of this recipe is a folder that the configuration and "
-            "tokenizer files could come from",
-            tag="CONFIG",
-            hint="output.config: FOLDER names a pipeline of the same architecture",
-        )
-    model = open_model(source, models_dir, cache_dir, offline)
+        return next(folders, None)
+    model = open_model(source, models_dir, library, offline)
     checkpoint = model.checkpoint
     if checkpoint.format != "diffusers" or model.architecture != models[0].architecture:
         kind = FORMATS[checkpoint.format].title
@@ -574,9 +602,9 @@ def _with_components(
 
 def _with_config(carrier: Checkpoint, component: str, source: Checkpoint) -> Checkpoint:
     """A pipeline with the config of a component that is taken from a folder: it belongs to the weights."""
-    name = f"{component}/config.json"
-    config = source.others.get(name) or source.others.get("config.json")
-    return replace(carrier, others={**carrier.others, name: config}) if config else carrier
+    config = component_config(component, source)
+    others = {**carrier.others, f"{component}/{CONFIG}": config} if config else carrier.others
+    return replace(carrier, others=others)
 
 
 def _check_layouts(models: tuple[Model, ...], primary: Model) -> None:

@@ -1,27 +1,35 @@
-"""The straight line: parse → resolve → plan → place → execute → write → record."""
+"""The straight line: parse → resolve → plan → place → execute → write → record → publish."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from runner.card import NAME as CARD
+from runner.checkpoint import Layout
 from runner.compose import ComposedRecipe
 from runner.config import Settings
 from runner.describe import describe, report
 from runner.digests import InputDigests, model_digest
-from runner.errors import MismatchError, OutputError, quote
-from runner.files import InputFile
+from runner.errors import InputError, MismatchError, OutputError, quote
+from runner.files import InputFile, look
+from runner.formats.safetensors import read_header
+from runner.origins import layout_with_origins, plan_with_origins
 from runner.place import Placement, place
 from runner.plan import Plan
-from runner.planner import make_plan
 from runner.progress import progress, say
+from runner.provenance import merge_identities
+from runner.publish.finished import finished_model
+from runner.publish.publication import announce, publish
+from runner.publish.target import Model, kind_of
 from runner.recipe import parse_recipe
-from runner.record import RunRecord, header_metadata, merge_identities
+from runner.record import RunRecord
 from runner.resolve import Resolved, resolve
+from runner.statement import statement_of
 from runner.write import Staging, check_place, check_room, free_bytes, write_file
 
 log = logging.getLogger(__name__)
@@ -59,23 +67,36 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
     Raises:
         RunnerError: whatever is wrong; run.json then tells of it too.
     """
-    record = RunRecord([(file.name, file.sha256) for file in recipe.files], recipe.overrides)
+    record = RunRecord(recipe.files, recipe.overrides, folder / "run.log")
     output_dir = settings.output_dir or folder
     path = None
     try:
         with record.stage("resolve"):
             parsed = parse_recipe(recipe.name, recipe.tree, recipe.locate)
             offline = settings.hub == "offline"
-            resolved = resolve(parsed, recipe.locate, settings.models_dir, settings.cache_dir, offline)
+            resolved = resolve(
+                parsed,
+                recipe.locate,
+                settings.models_dir,
+                settings.cache_dir,
+                offline,
+                settings.model_folders,
+            )
             record.resolved(resolved)
         with record.stage("plan"):
-            plan = make_plan(resolved, header_metadata(resolved))
+            plan = plan_with_origins(resolved)
             placement = _place(plan, settings)
             record.planned(plan, placement)
-        text = describe(plan, placement, free_bytes(output_dir), all_keys=settings.job.keys == "all")
+            announced = _announced(plan, settings, output_dir)
+        free = free_bytes(output_dir)
+        text = describe(plan, placement, free, announced, all_keys=settings.job.keys == "all")
         log.debug("%s", text)
+        made = None
         if settings.job.name == "merge":
-            path = merge(plan, placement, settings, output_dir, record)
+            for name in ("run.json", CARD, _statement_name(plan.layout)):
+                # Of an earlier run in this folder: they must not stand beside another model.
+                (folder / name).unlink(missing_ok=True)
+            path, made = merge(plan, placement, settings, output_dir, record)
             text = report(path, plan, record)
     except BaseException as error:
         record.failed(error)
@@ -83,7 +104,10 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
             write_file(folder / "run.json", record.text().encode())
         raise
     try:
-        write_file(folder / "run.json", record.text().encode())
+        text_of_record = record.text().encode()
+        write_file(folder / "run.json", text_of_record)
+        if made is not None:
+            _write_beside(folder, plan, made, record, text_of_record)
     except OutputError as error:
         if path is not None:
             raise OutputError(
@@ -91,6 +115,8 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
             ) from error
         raise
     say(text)
+    if path is not None and settings.publish is not None:
+        publish(settings.publish, finished_model(folder, output_dir), folder)
     return Outcome(path, record)
 
 
@@ -105,11 +131,41 @@ def _place(plan: Plan, settings: Settings) -> Placement:
     )
 
 
-def merge(plan: Plan, placement: Placement, settings: Settings, output_dir: Path, record: RunRecord) -> Path:
+def _announced(plan: Plan, settings: Settings, output_dir: Path) -> list[str]:
+    """What is said of the publication before the merge, if there will be one."""
+    if settings.publish is None:
+        return []
+    kind = kind_of(plan.resolved.output_format, {job.place.component for job in plan.jobs})
+    model = Model((output_dir / plan.layout.name), kind, {})
+    return announce(settings.publish, model, _identities(plan.resolved), settings.hub == "offline")
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a merge is known by when it is done.
+
+    Attributes:
+        layout: of the model, as it was written.
+        card: for people; part of a folder.
+        inputs: digests of the weight files.
+        outputs: digests of the model's weight files.
+        sidecar: the digests of its tensors.
+    """
+
+    layout: Layout
+    card: bytes
+    inputs: Mapping[InputFile, str]
+    outputs: Sequence[str]
+    sidecar: bytes
+
+
+def merge(
+    plan: Plan, placement: Placement, settings: Settings, output_dir: Path, record: RunRecord
+) -> tuple[Path, Made]:
     """Executes a plan: the model appears under its name whole, or not at all.
 
     Returns:
-        The path of the model.
+        The path of the model, and what it is known by.
     """
     target = check_place(plan.layout, output_dir, _identities(plan.resolved))
     memory = settings.cache_dir / "digests.json" if settings.digests == "remember" else None
@@ -134,21 +190,56 @@ def merge(plan: Plan, placement: Placement, settings: Settings, output_dir: Path
         with record.stage("execute"):
             identities = merge_identities(plan.resolved, digests.wait()) if plan.draws else {}
             outcome = execute(plan, placement, staging, advance, identities)
-        with record.stage("sync"):
-            staging.sync()
-        if settings.verify:
-            with record.stage("verify"):
-                staging.verify(outcome.written, placement.threads)
         with record.stage("digest"):
             known = digests.wait()
-        check_sources(plan.resolved, known)
+            check_sources(plan.resolved, known)
+            layout, card = layout_with_origins(plan, known)
+            staging.fill(layout)
+        with record.stage("sync"):
+            staging.stamp(outcome.contents)
+            staging.sync()
+        with record.stage("verify" if settings.verify else "hash"):
+            hashes = staging.read_back(outcome.written, placement.threads)
+            if settings.verify:
+                _parse_again(staging)
         record.read(plan.resolved, known)
-        record.written(plan, outcome)
+        sidecar = record.written(replace(plan, layout=layout), outcome, hashes)
         if plan.keeps_primary and not any(difference for difference, _ in outcome.moved.values()):
             record.warn(f"the result equals {quote(plan.resolved.primary.checkpoint.label)}: nothing moved")
         with record.stage("publish"):
-            staging.publish()
-    return target
+            staging.publish(sidecar)
+    return target, Made(layout, card, known, [str(one.sha256) for one in hashes], sidecar)
+
+
+def _write_beside(folder: Path, plan: Plan, made: Made, record: RunRecord, text: bytes) -> None:
+    """Writes what stands beside the record: the card of a single file, and the statement.
+
+    Raises:
+        OutputError: the device refused.
+    """
+    if not made.layout.folder:
+        write_file(folder / CARD, made.card)
+    statement = statement_of(
+        plan.resolved, made.layout, made.outputs, made.inputs, record, text, made.sidecar
+    )
+    write_file(folder / _statement_name(made.layout), statement)
+
+
+def _statement_name(layout: Layout) -> str:
+    return f"{layout.name}.intoto.json"
+
+
+def _parse_again(staging: Staging) -> None:
+    """Reads the headers of the output as those of any model of a stranger.
+
+    Raises:
+        MismatchError: one is not what the format allows.
+    """
+    for file in staging.layout.files:
+        try:
+            read_header(look(staging.path(file), file.name or staging.target.name))
+        except InputError as error:
+            raise MismatchError(f"read back: {error.message}. No output was written.") from error
 
 
 def _with_ranks(plan: Plan, placement: Placement, digests: InputDigests, settings: Settings) -> Plan:
@@ -161,13 +252,17 @@ def _with_ranks(plan: Plan, placement: Placement, digests: InputDigests, setting
     identities = merge_identities(resolved, digests.wait()) if plan.draws else {}
     with progress(read, "ranks", settings.progress) as advance:
         ranks = measure_ranks(plan, placement, advance, identities)
-    return make_plan(resolved, header_metadata(resolved), ranks)
+    return plan_with_origins(resolved, ranks)
 
 
 def _identities(resolved: Resolved) -> set[tuple[int, int]]:
     """(device, inode) of every input: the output must be none of them."""
     checkpoints = [model.checkpoint for model in resolved.models]
-    files = {(f.identity.device, f.identity.inode) for c in checkpoints for f in c.files}
+    files = {
+        (file.identity.device, file.identity.inode)
+        for checkpoint in checkpoints
+        for file in (*checkpoint.files, *checkpoint.others.values())
+    }
     roots = {(status.st_dev, status.st_ino) for status in (c.root.stat() for c in checkpoints)}
     return files | roots
 

@@ -37,6 +37,19 @@ def write_status(
     write_file(folder / STATUS, _json(status))
 
 
+def write_tables(folder: Path) -> None:
+    """Writes sweep.json and sweep.csv: every job there is, and what came of it.
+
+    Raises:
+        OutputError: the device refused.
+    """
+    jobs = gather(folder)
+    write_file(folder / "sweep.json", _json(jobs))
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(as_rows(jobs))
+    write_file(folder / "sweep.csv", text.getvalue().encode())
+
+
 class SweepSummary(Callback):
     """Gathers the statuses of a finished sweep: a table, sweep.json, sweep.csv and the exit code."""
 
@@ -68,14 +81,10 @@ class SweepSummary(Callback):
             if not jobs:
                 raise UsageError("the sweep has no job: its values are empty")
             code = failed[0]["exit_code"] if failed else 0
-            rows = as_rows(jobs)
-            shown = [[cell if len(cell) <= 40 else f"{cell[:12]}…" for cell in row] for row in rows]
+            shown = [[cell if len(cell) <= 40 else f"{cell[:12]}…" for cell in row] for row in as_rows(jobs)]
             say("\n".join([f"sweep of {counted(len(jobs), 'job')}: {folder}", *table(shown)]))
             _tell([f"runner: job {job['job']} failed: {job['error']}" for job in failed])
-            write_file(folder / "sweep.json", _json(jobs))
-            text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerows(rows)
-            write_file(folder / "sweep.csv", text.getvalue().encode())
+            write_tables(folder)
         except Exception as error:  # of a callback's errors Hydra makes a warning and exit code 0
             if not isinstance(error, RunnerError):
                 error = RunnerError(f"{type(error).__name__}: {error}", hint="this is a bug in runner")

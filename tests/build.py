@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ from torch import Tensor
 from runner.digests import InputDigests
 from runner.errors import KeyPath, Location
 from runner.execute import Outcome, execute
+from runner.formats.safetensors import output_file
+from runner.origins import layout_with_origins, plan_with_origins
 from runner.place import Devices, place
 from runner.plan import Plan
-from runner.planner import make_plan
+from runner.provenance import merge_identities
 from runner.ranks import measure_ranks
 from runner.recipe import parse_recipe
-from runner.record import header_metadata, merge_identities
 from runner.resolve import Resolved, resolve
+from runner.tensors import TensorSpec
 from runner.write import Staging, check_place
 
 # Shapes that occur in real checkpoints, the awkward ones too.
@@ -54,6 +57,21 @@ def write_models(
     return written
 
 
+def header_only(path: Path, specs: Mapping[str, TensorSpec], **metadata: str) -> Path:
+    """A file with a header and a hole for the data."""
+    planned = output_file("", specs, {name.replace("__", "."): text for name, text in metadata.items()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(planned.header)
+    os.truncate(path, planned.nbytes)
+    return path
+
+
+def data_of(path: Path) -> bytes:
+    """What stands behind the header of a safetensors file."""
+    content = path.read_bytes()
+    return content[8 + int.from_bytes(content[:8], "little") :]
+
+
 def here(path: KeyPath) -> Location:
     """Every value of a test's recipe stands in line 1 of test.yaml."""
     return Location("test.yaml", 1)
@@ -67,7 +85,7 @@ def resolved(tree: Mapping[str, Any], models_dir: Path, cache: Path | None = Non
 def planned(tree: Mapping[str, Any], models_dir: Path, cache: Path | None = None) -> Plan:
     """A recipe, planned."""
     bound = resolved(tree, models_dir, cache)
-    return make_plan(bound, header_metadata(bound))
+    return plan_with_origins(bound)
 
 
 def merge(
@@ -85,16 +103,20 @@ def merge(
     plan = planned(tree, models_dir, cache)
     placement = place(plan, Devices(("cpu",)), host_budget, threads, tile_elements)
     with InputDigests(plan.resolved.files, None, threads) as digests:
-        identities = merge_identities(plan.resolved, digests.wait())
+        known = digests.wait()
+        identities = merge_identities(plan.resolved, known)
     if plan.is_bound:
         ranks = measure_ranks(plan, placement, lambda count: None, identities)
-        plan = make_plan(plan.resolved, header_metadata(plan.resolved), ranks)
+        plan = plan_with_origins(plan.resolved, ranks)
         placement = place(plan, Devices(("cpu",)), host_budget, threads, tile_elements)
     target = check_place(plan.layout, out, set())
     with Staging(plan.layout, target) as staging:
         outcome = execute(plan, placement, staging, lambda count: None, identities)
+        layout, _ = layout_with_origins(plan, known)
+        staging.fill(layout)
+        staging.stamp(outcome.contents)
         staging.sync()
-        staging.verify(outcome.written, threads)
+        staging.read_back(outcome.written, threads)
         staging.publish()
     return target, outcome
 

@@ -24,4 +24,6 @@ def _own_home(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's own cache, or asks a hub."""
     monkeypatch.setenv("RUNNER_CACHE", str(cache))
     monkeypatch.delenv("RUNNER_RECIPES", raising=False)
+    monkeypatch.delenv("RUNNER_MODELS", raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache / "hub"))

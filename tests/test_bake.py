@@ -117,7 +117,7 @@ def test_tiles_and_threads_do_not_change_a_byte(base: Path, tmp_path: Path) -> N
     save_file(tensors, tmp_path / "lora.safetensors")
     recipe = tree("photo", detail=(tmp_path / "lora.safetensors", 0.3))
     digests = {
-        outcome.digests[0]
+        outcome.contents[0]
         for tile, threads in ((32768, 1), (65536, 3))
         for _, outcome in [merge(recipe, base, tmp_path / f"{tile}", tile_elements=tile, threads=threads)]
     }

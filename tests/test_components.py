@@ -12,13 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from runner.canonical import canonical_recipe
 from runner.demo import demo_model
 from runner.describe import describe
 from runner.digests import InputDigests
 from runner.errors import IncompatibleError, RecipeError, RunnerError
 from runner.place import Devices, place
 from runner.plan import COPIED, MERGED
-from runner.record import RunRecord, canonical_recipe
+from runner.record import RunRecord
 from tests.build import merge, merged, planned, random_tensors
 from tests.test_mixed_layouts import Tensors, as_single_file, equal, read
 

@@ -13,11 +13,13 @@ from runner.compose import DATA_ROOT, register
 from runner.config import MAX_THREADS, MAX_TILE_ELEMENTS, Job, Settings, default_cache, settings_of
 from runner.errors import UsageError
 from runner.place import Devices
+from runner.publish.target import Target
 
 DEFAULTS: dict[str, Any] = {
     "job": {"name": "merge", "keys": "summary"},
     "placement": {"devices": None, "max_memory": {}},
     "models_dir": ".",
+    "model_folders": None,
     "output_dir": None,
     "cache_dir": None,
     "memory": "auto",
@@ -138,6 +140,66 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert default_cache() == Path("/home/me/.cache/runner")
 
 
+def test_more_folders_are_a_list_or_what_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert parsed().model_folders == ()
+    monkeypatch.setenv("RUNNER_MODELS", "~/ComfyUI::/opt/forge")
+    assert parsed().model_folders == (Path("/home/me/ComfyUI"), Path("/opt/forge"))
+    assert parsed(model_folders=["~/x", 7]).model_folders == (Path("/home/me/x"), Path("7"))
+    assert settings_of(composed("model_folders=[a,b]")).model_folders == (Path("a"), Path("b"))
+    assert parsed(model_folders=[]).model_folders == ()
+
+
+def test_the_jobs_on_the_models_there_are_have_their_settings() -> None:
+    assert settings_of(composed("job=models", "job.match='*a*'", "job.json=true")).job == Job(
+        "models", match="*a*", json=True
+    )
+    assert settings_of(composed("job=find")).job == Job("find")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "target"),
+    [
+        (["publish=a1111", "publish.root=/ui"], Target("a1111", Path("/ui"))),
+        (["publish=comfyui", "publish.link=false"], Target("comfyui", link=False)),
+        (["publish=folder", "publish.overwrite=true"], Target("folder", overwrite=True)),
+        (["publish=invokeai"], Target("invokeai", url="http://127.0.0.1:9090", patience=600)),
+        (
+            ["publish=hub", "publish.repository=me/x", "publish.dry_run=true", "publish.private=false"],
+            Target("hub", repository="me/x", dry_run=True, private=False),
+        ),
+    ],
+)
+def test_a_target_is_chosen_by_name(overrides: list[str], target: Target) -> None:
+    assert settings_of(composed(*overrides)).publish == target
+    assert settings_of(composed("job=publish", "run=runs/x", *overrides)).job == Job(
+        "publish", run=Path("runs/x")
+    )
+
+
+@pytest.mark.parametrize(
+    ("tree", "words"),
+    [
+        (
+            {"target": "a111"},
+            'publish.target: expected a1111 or comfyui or folder or invokeai or hub; found "a11',
+        ),
+        ({"target": "hub", "dry_run": 1}, "publish.dry_run: expected true or false"),
+        ({"target": "invokeai", "dry_run": False, "url": 7}, "publish.url: expected an address"),
+        (
+            {"target": "invokeai", "dry_run": False, "url": "x", "patience": 0},
+            "publish.patience: expected an integer from 1",
+        ),
+        (
+            {"target": "folder", "dry_run": False, "overwrite": False, "root": None, "link": True, "url": ""},
+            "publish.url: unknown setting",
+        ),
+    ],
+)
+def test_a_wrong_target_is_told_with_its_place(tree: Any, words: str) -> None:
+    assert refused(OmegaConf.create({**DEFAULTS, "publish": tree})).startswith(words)
+
+
 MISTAKES: list[tuple[str, Any, str]] = [
     *[
         ("threads", value, f"an integer from 0 to {MAX_THREADS}")
@@ -156,6 +218,10 @@ MISTAKES: list[tuple[str, Any, str]] = [
     *[("progress", value, "auto or on or off") for value in ("loud", None, 2)],
     *[("models_dir", value, "a folder") for value in ("", True, 1.5, ["x"], {"x": 1}, "a\0b")],
     *[("output_dir", value, "a folder") for value in ("", False, [])],
+    *[
+        ("model_folders", value, "a list of folders")
+        for value in ("x", "", {}, [""], [True], [["x"]], ["a\0"])
+    ],
     *[("cache_dir", value, "a folder") for value in ("", False, {})],
 ]
 
@@ -212,7 +278,8 @@ def test_a_tile_is_a_multiple_of_what_sums_are_taken_over(value: int) -> None:
     [
         (
             {"job": {"name": "mrege", "keys": "all"}},
-            "job.name: expected merge or plan or methods or presets or import or inspect; found ",
+            "job.name: expected merge or plan or methods or presets or import or inspect or models or find "
+            "or publish; ",
         ),
         (
             {"job": {"name": "plan", "keys": "al"}},

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from runner import cachefile
 from runner.demo import demo_model
-from runner.digests import InputDigests, _save, folder_digest, model_digest
+from runner.digests import InputDigests, folder_digest, model_digest
 from runner.errors import InputError
 from runner.files import InputFile, look
 from runner.formats import FORMATS
@@ -95,13 +96,13 @@ def test_a_memory_that_is_nested_too_deep_is_ignored(file: Path, tmp_path: Path)
 def remember(name: str, memory: Path) -> None:
     """What runs do, one after the other, while others do the same."""
     for number in range(60):
-        _save(memory, {f"{name}:{number}": f"{number:064x}"})
+        cachefile.add(memory, {f"{name}:{number}": f"{number:064x}"})
         assert len(json.loads(memory.read_bytes())) >= 1
 
 
 def test_runs_that_remember_at_once_tear_nothing(tmp_path: Path) -> None:
     memory = tmp_path / "cache" / "digests.json"
-    _save(memory, {str(number): f"{number:064x}" for number in range(500)})
+    cachefile.add(memory, {str(number): f"{number:064x}" for number in range(500)})
     fork = multiprocessing.get_context("fork")
     savers = [fork.Process(target=remember, args=(name, memory)) for name in "abc"]
     for saver in savers:
@@ -110,6 +111,38 @@ def test_runs_that_remember_at_once_tear_nothing(tmp_path: Path) -> None:
         saver.join(60)
     assert [saver.exitcode for saver in savers] == [0, 0, 0]
     assert [entry.name for entry in memory.parent.iterdir()] == ["digests.json"]
+    assert len(json.loads(memory.read_bytes())) == 500 + 3 * 60
+
+
+def test_every_file_is_told_of_and_what_is_wrong_with_one_spoils_no_other(file: Path, tmp_path: Path) -> None:
+    others = [tmp_path / name for name in "bc"]
+    for other in others:
+        other.write_bytes(b"x" * 1000)
+        os.utime(other, OLD)
+    found = [look(path, path.name) for path in (file, *others)]
+    os.utime(others[0], (5, 5))
+    memory, done = tmp_path / "digests.json", []
+    with InputDigests(found, memory, 2, advance=done.append) as digests:
+        outcomes = {one.path.name: outcome for one, outcome in digests.finished()}
+    assert isinstance(outcomes["b"], InputError) and "changed" in str(outcomes["b"])
+    assert outcomes["c"] == hashlib.sha256(b"x" * 1000).hexdigest()
+    assert sum(done) == 5_001_000
+    with InputDigests(found, memory, 1) as again:
+        assert set(again.known) == {found[0], found[2]}
+    with InputDigests(found, memory, 1, trusted=False) as again:
+        assert not again.known
+
+
+def test_what_was_hashed_before_an_interruption_is_remembered(file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(b"x")
+    os.utime(other, OLD)
+    found, memory = [look(file, "model"), look(other, "other")], tmp_path / "digests.json"
+    with pytest.raises(KeyboardInterrupt), InputDigests(found, memory, 1) as digests:
+        for _ in digests.finished():
+            raise KeyboardInterrupt
+    with InputDigests(found, memory, 1) as again:
+        assert set(again.known) == {found[0]}
 
 
 def test_a_memory_that_cannot_be_written_fails_nothing(file: Path, tmp_path: Path) -> None:

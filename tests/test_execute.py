@@ -28,7 +28,7 @@ from runner.methods import METHODS
 from runner.methods.registry import Weight, method
 from runner.place import RESULTS_PER_WORKER, Devices, Placement, place, working_bytes
 from runner.write import Staging
-from tests.build import SHAPES, merge, merged, planned, random_tensors, write_models
+from tests.build import SHAPES, data_of, merge, merged, planned, random_tensors, write_models
 
 KEY = "model.diffusion_model.linear.weight"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -200,7 +200,7 @@ def test_every_setting_gives_the_same_bytes(tmp_path: Path) -> None:
             tree, tmp_path, tmp_path / str(number), threads=threads, tile_elements=tile, host_budget=budget
         )
         digests.add(hashlib.sha256(target.read_bytes()).hexdigest())
-        assert outcome.digests == [hashlib.sha256(target.read_bytes()).hexdigest()]
+        assert outcome.contents == [hashlib.sha256(data_of(target)).hexdigest()]
         moved.add(tuple(sorted(outcome.moved.items())))
     assert len(digests) == 1
     assert len(moved) == 1
@@ -217,7 +217,7 @@ def test_methods_that_sum_or_draw_give_the_same_bytes_too(method: str, tmp_path:
     }
     density = {"density": 0.4} if method in ("ties", "dare_linear") else {}
     results = {
-        (outcome.digests[0], tuple(sorted(outcome.moved.items())))
+        (outcome.contents[0], tuple(sorted(outcome.moved.items())))
         for threads, tile, budget in ((1, 32768, None), (2, 65536, None), (4, 262144, 30_000_000))
         for _, outcome in [
             merge(
@@ -243,7 +243,7 @@ tree = {
     "method": "weighted_sum", "models": {"a": "a.safetensors", "b": inner}, "extra": "keep",
     "alpha": {"default": 0.35, "vae": 0.2, "model": 0.3, "text_encoder": 0}, "missing": "keep",
 }
-print(merge(tree, folder, folder / sys.argv[2])[1].digests)
+print(merge(tree, folder, folder / sys.argv[2])[1].contents)
 """
 
 
@@ -286,7 +286,7 @@ def test_the_order_of_tensors_in_an_input_does_not_matter(tmp_path: Path) -> Non
     for name, tensors in models.items():
         write_in_order(tmp_path / f"{name}.safetensors", dict(reversed(tensors.items())))
     _, second = merge(two(), tmp_path, tmp_path / "two")
-    assert first.digests == second.digests
+    assert first.contents == second.contents
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -458,7 +458,7 @@ def test_an_input_that_is_replaced_while_it_is_read_is_read_as_it_was(
     except InputError as error:  # its ctime changes with the last name it had
         assert error.tag == "CHANGED" and list((tmp_path / "two").iterdir()) == []
     else:
-        assert after.digests == before.digests
+        assert after.contents == before.contents
 
 
 BIG = {"model.diffusion_model.big.weight": (80, 32768)}
@@ -516,6 +516,43 @@ def test_an_interruption_stops_all_workers_and_leaves_nothing(
         execute(plan, placement, staging, advance)
     assert threading.active_count() == before
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_interruption_does_not_wait_for_a_long_operation_and_leaves_its_files_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_big(tmp_path)
+    plan = planned(two(), tmp_path)
+    placement = place(plan, Devices(("cpu",)), None, 1, 32768)
+    at_work, goes_on = threading.Event(), threading.Event()
+    put: list[int] = []
+
+    def run(*arguments: Any) -> None:
+        at_work.set()
+        assert goes_on.wait(20)  # as a decomposition of a large matrix does
+
+    def write(staging: Staging, file: int, data: memoryview, offset: int) -> Any:
+        put.append(os.fstat(opened[0]).st_nlink)  # the file is open, and has no name any more
+        raise OSError
+
+    def advance(count: int) -> None:
+        assert at_work.wait(20)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner.execute.Scratch, "run", run)
+    monkeypatch.setattr(Staging, "write", write)
+    out = tmp_path / "out"
+    out.mkdir()
+    before = set(threading.enumerate())
+    with pytest.raises(KeyboardInterrupt), Staging(plan.layout, out / "x") as staging:
+        opened = list(staging._descriptors)
+        execute(plan, placement, staging, advance)
+    (left,) = set(threading.enumerate()) - before
+    assert staging.in_use and list(out.iterdir()) == []
+    goes_on.set()
+    left.join(20)
+    assert put == [0]
+    os.close(opened[0])
 
 
 @pytest.mark.parametrize(
@@ -661,7 +698,7 @@ def test_what_is_under_way_stays_within_the_budget(
         in_flight.clear()
         _, outcome = merge(tree, tmp_path, tmp_path / "out", threads=4, host_budget=budget)
         assert 0 < max(in_flight) <= budget
-        digests |= set(outcome.digests)
+        digests |= set(outcome.contents)
     assert len(digests) == 1
     with pytest.raises(OutOfMemoryError) as caught:
         merge(tree, tmp_path, tmp_path / "out", host_budget=need - 1)
@@ -732,7 +769,7 @@ def test_a_gpu_without_memory_gets_halves_and_then_the_host_takes_over(
     out.mkdir()
     with Staging(plan.layout, out / "x") as staging:
         outcome = execute(plan, placement, staging, lambda count: None)
-    assert outcome.digests == host.digests
+    assert outcome.contents == host.contents
     assert bool(outcome.fallbacks) == (elements < 1 << 30)
     assert any("halved" in what for what in outcome.fallbacks) == (elements < 1 << 30)
     assert any("on the host" in what for what in outcome.fallbacks) == (elements == 0)
@@ -759,7 +796,7 @@ def test_a_gpu_that_rounds_otherwise_is_not_used(tmp_path: Path, monkeypatch: py
     out.mkdir()
     with Staging(plan.layout, out / "x") as staging:
         outcome = execute(plan, placement, staging, lambda count: None)
-    assert outcome.digests == host.digests
+    assert outcome.contents == host.contents
     assert any("other bytes" in what for what in outcome.fallbacks)
 
 

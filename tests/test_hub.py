@@ -18,11 +18,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runner.canonical import canonical_recipe
 from runner.demo import demo_model
 from runner.errors import InputError
 from runner.hub import fetch, needed, parse_name
 from runner.recipe import parse_recipe
-from runner.record import canonical_recipe, header_metadata
+from runner.record import header_metadata
 from tests.build import here, merge, resolved, write_models
 
 COMMIT, OTHER = "0123456789abcdef" * 2 + "01234567", "f" * 40

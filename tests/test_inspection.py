@@ -24,13 +24,12 @@ from runner.compute import Moved
 from runner.config import Job, Settings
 from runner.distance import relative
 from runner.errors import InputError, UsageError
-from runner.formats.safetensors import output_file
 from runner.inspection.job import inspect
 from runner.inspection.metadata import metadata_lines
 from runner.place import Devices
 from runner.tensors import TensorSpec
 from tests.architectures.models import main_component, model
-from tests.build import SHAPES, merge, merged, random_tensors
+from tests.build import SHAPES, header_only, merge, merged, random_tensors
 from tests.formats import torch_files
 
 V_PRED = {"v_pred": TensorSpec("F32", (0,)), "ztsnr": TensorSpec("F32", (0,))}
@@ -76,15 +75,6 @@ def look(tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> Loo
     (cache / "demo").mkdir(exist_ok=True)
     (tmp_path / "cache" / "demo").symlink_to(cache / "demo")
     return Look(tmp_path / "cache", capsys)
-
-
-def header_only(path: Path, specs: Mapping[str, TensorSpec], **metadata: str) -> Path:
-    """A file with a header and a hole for the data."""
-    planned = output_file("", specs, {name.replace("__", "."): text for name, text in metadata.items()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(planned.header)
-    os.truncate(path, planned.nbytes)
-    return path
 
 
 def folder_only(root: Path, specs: Mapping[str, TensorSpec], **scheduler: object) -> Path:

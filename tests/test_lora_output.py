@@ -117,7 +117,7 @@ def test_a_rank_keeps_the_strongest_directions_of_the_sum(cache: Path, tmp_path:
 def test_threads_do_not_change_a_byte(cache: Path, tmp_path: Path) -> None:
     for recipe in (of(EXTRACT, rank=4), join(cache, tmp_path), join(cache, tmp_path, rank=2)):
         digests = {
-            outcome.digests[0]
+            outcome.contents[0]
             for threads in (1, 3)
             for _, outcome in [merge(recipe, tmp_path, tmp_path / "out", threads=threads, cache=cache)]
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from tests.build import write_models
 
 RUNNER = [sys.executable, "-m", "runner"]
 OWN = ["recipe=weighted_sum", "recipe.models.a=a.safetensors", "recipe.models.b=b.safetensors"]
+MERGED = ["weighted_sum.safetensors", "weighted_sum.safetensors.tensors.json"]
 SMALL_STEPS = ["threads=1", "tile_elements=32768", "digests=fresh", "progress=off"]
 Done = subprocess.CompletedProcess[str]
 
@@ -53,6 +55,12 @@ def run(folder: Path, *arguments: str, **environment: str) -> Done:
         check=False,
         timeout=60,
     )
+
+
+def python(folder: Path, code: str) -> Done:
+    """A program of Python's."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
 
 
 def shell(folder: Path, command: str) -> int:
@@ -118,11 +126,14 @@ def test_a_merge_says_where_the_model_is_and_leaves_a_record(folder: Path) -> No
     path = folder / first
     assert path.name == "weighted_sum.safetensors"
     assert path.parent.parent == folder / "runs" / "weighted_sum"
-    assert models(path.parent) == [".hydra", "run.json", "run.log", "weighted_sum.safetensors"]
+    assert models(path.parent) == [".hydra", "run.json", "run.log", *MERGED]
     content = record(folder)
     assert content["deterministic"]["output"]["sha256"] in second
     assert content["run"]["overrides"] == [*OWN, "recipe.alpha=0.5"]
+    assert content["run"]["command"] == ["runner", *OWN, "recipe.alpha=0.5"]
     assert content["run"]["error"] is None
+    logged = (path.parent / "run.log").read_bytes()[: content["run"]["log"]["bytes"]]
+    assert logged and hashlib.sha256(logged).hexdigest() == content["run"]["log"]["sha256"]
     key = "model.diffusion_model.linear.weight"
     a, b = (load_file(folder / f"{name}.safetensors")[key].float() for name in "ab")
     torch.testing.assert_close(load_file(path)[key], (0.5 * a + 0.5 * b).half(), rtol=0, atol=1e-3)
@@ -144,7 +155,7 @@ def test_a_folder_that_was_chosen_for_a_run_stays_with_what_is_in_it(tmp_path: P
 def test_help_teaches_and_names_jobs_and_recipes(tmp_path: Path) -> None:
     done = run(tmp_path, "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "job: import, inspect, merge, methods, plan, presets" in done.stdout
+    assert "job: find, import, inspect, merge, methods, models, plan, presets" in done.stdout
     assert "recipe: add_difference, " in done.stdout
     assert "recipe.alpha=0.4" in done.stdout
     assert "Exit codes" in done.stdout
@@ -336,20 +347,20 @@ def test_a_full_disk_for_the_record_is_7(small_disk: Path) -> None:
 def test_streams_that_are_full_or_gone_do_not_spoil_a_merge(folder: Path, command: str) -> None:
     (folder / "out").mkdir()
     assert shell(folder, command.format(" ".join([*OWN, "output_dir=out"]))) == 0
-    assert models(folder / "out") == ["weighted_sum.safetensors"]
+    assert models(folder / "out") == MERGED
 
 
 def test_a_bar_that_cannot_be_drawn_does_not_spoil_a_merge(folder: Path) -> None:
     (folder / "out").mkdir()
     assert shell(folder, f"RUNNER {' '.join(OWN)} output_dir=out progress=on 2> /dev/full") == 0
-    assert models(folder / "out") == ["weighted_sum.safetensors"]
+    assert models(folder / "out") == MERGED
 
 
 @pytest.mark.parametrize("streams", [">&-", "2>&-"])
 def test_streams_that_are_closed_do_not_spoil_a_merge(folder: Path, streams: str) -> None:
     (folder / "out").mkdir()
     assert shell(folder, f"RUNNER {' '.join(OWN)} output_dir=out {streams}") == 0
-    assert models(folder / "out") == ["weighted_sum.safetensors"]
+    assert models(folder / "out") == MERGED
 
 
 def test_a_reader_who_has_seen_enough_is_no_mistake(tmp_path: Path) -> None:
@@ -416,6 +427,42 @@ def test_an_interruption_is_recorded_with_its_code(big: Path, tmp_path: Path) ->
     assert record(tmp_path)["run"]["error"]["exit_code"] == 143
 
 
+def test_ctrl_c_while_the_command_is_imported_shows_no_traceback(tmp_path: Path) -> None:
+    code = """
+import os, signal, sys
+class Finder:  # the first import of a package that is not Python's own
+    def find_spec(self, name, path=None, target=None):
+        if name == "hydra":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+import runner.__main__
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_a_second_signal_is_heard_only_if_the_first_takes_too_long_and_then_ends_all(tmp_path: Path) -> None:
+    code = """
+import os, signal, sys
+import runner.__main__ as command
+command._end_on_signals()
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+except command.Interrupted:
+    os.kill(os.getpid(), signal.SIGINT)
+    print("still here", flush=True)
+    command.PATIENCE_SECONDS = -1.0
+    os.kill(os.getpid(), signal.SIGINT)
+    print("for ever")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "still here\n", "")
+
+
 def test_nohup_is_obeyed(tmp_path: Path) -> None:
     code = """
 import signal
@@ -433,7 +480,7 @@ def test_what_a_killed_merge_leaves_is_removed_by_the_next(big: Path, tmp_path: 
     (left,) = models(tmp_path / "out")
     assert left.startswith(".rnr-")
     assert run(tmp_path, *OWN, f"models_dir={big}", "output_dir=out").returncode == 0
-    assert models(tmp_path / "out") == ["weighted_sum.safetensors"]
+    assert models(tmp_path / "out") == MERGED
 
 
 def test_every_failure_is_in_its_record(folder: Path) -> None:
@@ -555,6 +602,8 @@ def test_a_signal_ends_a_whole_sweep(big: Path, tmp_path: Path) -> None:
     assert process.returncode == 130
     assert errors.endswith("runner: interrupted. Nothing unfinished is left behind.\n")
     assert not list(tmp_path.rglob("1_*"))
+    (job,) = json.loads((sweep_folder(tmp_path) / "sweep.json").read_text())
+    assert (job["job"], job["ok"], job["exit_code"]) == (0, False, 130)
     assert not list(tmp_path.rglob(".rnr-*"))
 
 

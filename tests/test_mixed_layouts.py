@@ -14,11 +14,11 @@ from torch import Tensor
 from runner.architectures import ARCHITECTURES
 from runner.architectures.layouts import to_checkpoint
 from runner.architectures.ties import Made
+from runner.canonical import recipe_digest
 from runner.demo import demo_model
 from runner.errors import IncompatibleError, InputError, NumericError, RecipeError
 from runner.methods import METHODS
 from runner.plan import MERGED
-from runner.record import recipe_digest
 from runner.tensors import TensorSpec
 from tests.build import merge, planned
 
@@ -164,9 +164,9 @@ def test_layouts_of_different_architectures_are_not_mixed(models: Path, tmp_path
     assert "same known architecture" in str(caught.value.hint)
 
 
-def test_a_folder_needs_a_pipeline_for_its_other_files(models: Path, tmp_path: Path) -> None:
+def test_a_folder_of_narrow_models_needs_a_pipeline_for_its_other_files(models: Path, tmp_path: Path) -> None:
     tree = recipe("weighted_sum", "photo.safetensors", "anime.safetensors", output={"format": "diffusers"})
-    with pytest.raises(IncompatibleError, match="no model of this recipe is a folder") as caught:
+    with pytest.raises(IncompatibleError, match="no built-in configs of Stable Diffusion") as caught:
         merge(tree, models, tmp_path / "out")
     assert "output.config: FOLDER" in str(caught.value.hint)
     tree["output"]["config"] = "sdxl_photo"

@@ -49,6 +49,7 @@ def test_the_wheel_holds_every_recipe_every_setting_and_the_license(wheel: Path)
         for file in (ROOT / folder).rglob("*.yaml"):
             assert f"runner/{file.relative_to(ROOT).as_posix()}" in packed
     assert any(name.endswith("licenses/LICENSE") for name in packed)
+    assert "runner/schemas/run.json" in packed
     assert not any(name.startswith("tests/") for name in packed)
 
 

@@ -130,7 +130,7 @@ def test_the_header_says_the_ranks_that_are_there(cache: Path, tmp_path: Path) -
 def test_threads_do_not_change_a_byte_of_it(solver: str, cache: Path, tmp_path: Path) -> None:
     recipe = RECIPE | {"solver": solver, "rank": {"default": 0, "M00": 6}}
     digests = {
-        merge(recipe, tmp_path, tmp_path / "out", threads=threads, cache=cache)[1].digests[0]
+        merge(recipe, tmp_path, tmp_path / "out", threads=threads, cache=cache)[1].contents[0]
         for threads in (1, 3)
     }
     assert len(digests) == 1
@@ -180,6 +180,6 @@ def test_nan_is_named_where_it_is_found(cache: Path, tmp_path: Path) -> None:
 
 
 def test_room_is_asked_for_the_largest_output_before_anything_is_measured(tmp_path: Path) -> None:
-    layout = Layout("lora.safetensors", False, (OutputFile("", b"", {}, 1 << 60),))
+    layout = Layout("lora.safetensors", False, (OutputFile("", b"", {}, 1 << 60, 0),))
     with pytest.raises(OutputError, match=r"No space left on device: \d+ bytes needed, \d+ free"):
         check_room(layout, tmp_path / "lora.safetensors")

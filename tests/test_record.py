@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from runner.canonical import canonical_json, canonical_recipe, recipe_digest
 from runner.compose import ComposedRecipe
 from runner.config import Job, Settings
-from runner.errors import IncompatibleError, MismatchError, NumericError, RecipeError
+from runner.errors import IncompatibleError, MismatchError, NumericError, RecipeError, RunnerError
 from runner.files import look
 from runner.formats.safetensors import read_header
+from runner.guard import RecipeFile
+from runner.methods import METHODS
 from runner.place import Devices
 from runner.recipe import parse_recipe
-from runner.record import canonical_json, canonical_recipe, recipe_digest, relative
+from runner.record import relative
 from runner.run import run
 from tests.build import here, write_models
+from tests.faults.disk import DiedError, Disk
 
 
 def recipe(tree: dict[str, Any]) -> ComposedRecipe:
@@ -72,6 +78,23 @@ def merged(models: Path, name: str, recipe_tree: dict[str, Any], **changes: Any)
     return record(folder)
 
 
+def test_a_run_that_dies_leaves_no_record_of_another_model_beside_its_own(models: Path) -> None:
+    folder = models / "run"
+    folder.mkdir()
+    run(recipe(tree()), settings(models), folder)
+    with Disk("death", 10_000).in_place() as undisturbed:
+        run(recipe(tree(alpha=0.4)), settings(models), folder)
+    undisturbed.forget()
+    for back in range(1, 12):  # from the last call on
+        with Disk("death", undisturbed.count - back).in_place() as disk, suppress(DiedError):
+            run(recipe(tree(alpha=0.3 + back / 50)), settings(models), folder)
+        disk.forget()
+        assert disk.name
+        if (folder / "run.json").exists():
+            found = hashlib.sha256((folder / "mix.safetensors").read_bytes()).hexdigest()
+            assert record(folder)["deterministic"]["output"]["sha256"] == found
+
+
 def test_the_deterministic_part_is_equal_for_equal_merges(models: Path) -> None:
     first = merged(models, "one", tree(), threads=1)
     second = merged(
@@ -111,6 +134,76 @@ def test_the_output_of_a_pipeline_tells_no_folder_either(models: Path) -> None:
     names = [file["name"] for file in content["deterministic"]["output"]["files"]]
     assert "unet/diffusion_pytorch_model.safetensors" in names and not any(n.startswith("/") for n in names)
     assert [entry["roles"] for entry in content["deterministic"]["inputs"]] == [["a"], ["b.a"], ["b.b"]]
+
+
+def test_reasons_name_models_without_their_folders(models: Path, tmp_path: Path) -> None:
+    records = []
+    for name in ("here", "there"):
+        folder = tmp_path / name / "deep"
+        folder.mkdir(parents=True)
+        save_file({"x": torch.ones(2), "y": torch.ones(1)}, folder / "a.safetensors")
+        save_file({"x": torch.zeros(2), "z": torch.ones(1)}, folder / "b.safetensors")
+        sources = {role: str(folder / f"{role}.safetensors") for role in "ab"}
+        records.append(merged(models, name + "-run", tree(models=sources, missing="keep", extra="drop")))
+    first, second = (canonical_json(one["deterministic"]) for one in records)
+    assert first == second and str(tmp_path) not in first
+    assert records[0]["deterministic"]["deviations"] == {"missing in b.safetensors: kept": ["y"]}
+    assert list(records[0]["deterministic"]["dropped"].values()) == [["z"]]
+
+
+def test_nothing_in_the_record_is_an_absolute_path_even_if_the_run_fails(models: Path) -> None:
+    overrides = (
+        f"output_dir={models}/out",
+        f"recipe.models.a='{models}/a.safetensors'",
+        "hf_token=hf_" + "x" * 20,
+        f"key={models}/hf_{'x' * 20}",
+    )
+    file = RecipeFile(str(models / "mine.yaml"), str(models / "mine.yaml"), "0" * 64)
+    for name, recipe_tree, changes in (
+        ("done", tree(models={r: str(models / f"{r}.safetensors") for r in "ab"}), {}),
+        ("failed", tree(models={r: str(models / "missing" / r) for r in "ab"}), {}),
+        ("refused", tree(), {"output_dir": models / "nowhere"}),
+    ):
+        folder = models / name
+        folder.mkdir()
+        composed = ComposedRecipe("mine", recipe_tree, (file,), overrides, here)
+        with suppress(RunnerError):
+            run(composed, settings(models, **changes), folder)
+        text = (folder / "run.json").read_text()
+        assert str(models) not in text and str(Path.home()) + "/" not in text and "x" * 20 not in text
+        assert not re.search(r'[" =]/\w', text), text
+        content = json.loads(text)
+        assert (content["run"]["error"] is None) == (name == "done")
+        if "recipe_files" in content["deterministic"]:
+            assert content["deterministic"]["recipe_files"][0]["name"] == "mine.yaml"
+
+
+def test_every_deviation_is_listed_with_its_tensors(models: Path) -> None:
+    for name, step in (("a", 1.0), ("b", 2.0)):
+        tensors = {
+            "parallel": torch.tensor([step, 2 * step]),
+            "odd": torch.tensor([float("nan"), step]),
+            "ids": torch.arange(3),
+            "model_ema.x": torch.ones(1),
+        }
+        save_file(tensors, models / f"{name}.safetensors")
+    found = merged(models, "one", tree(method="slerp", nonfinite=["odd"]))["deterministic"]
+    assert found["deviations"]["NaN and Inf let pass if there are any"] == ["odd"]
+    assert found["deviations"]["integers, not merged"] == ["ids"]
+    assert found["deviations"]["zero, parallel or opposite vectors: weighted sum"] == ["odd", "parallel"]
+    assert found["dropped"] == {"left out: running means of the weights (EMA)": ["model_ema.x"]}
+
+
+def test_of_every_merge_all_numbers_are_recorded_also_those_the_recipe_does_not_mention(models: Path) -> None:
+    inner = tree(method="dare_ties", models={"base": "a.safetensors", "x": "b.safetensors"}, seed=3)
+    del inner["alpha"]
+    alpha = {"default": 0.3, "vae": 0.5}
+    outer = tree(models={"a": "a.safetensors", "b": inner}, alpha=alpha)
+    first, second = merged(models, "one", outer)["deterministic"]["methods"]
+    assert (first["at"], first["method"], first["class"]) == ("", "weighted_sum@1", "exact")
+    assert first["parameters"] == {"alpha": {"default": 0.3, "least": 0.3, "most": 0.5}}
+    assert (second["at"], second["class"], second["seed"]) == ("b", "exact", 3)
+    assert second["parameters"].keys() == METHODS["dare_ties", None].parameters.keys()
 
 
 def strictly(folder: Path) -> Any:

@@ -45,7 +45,7 @@ class Format(Reader, Protocol):
         self,
         name: str,
         specs: Mapping[str, TensorSpec],
-        carrier: Checkpoint | None,
+        carrier: Checkpoint | Mapping[str, bytes] | None,
         metadata: Mapping[str, str],
         max_shard_bytes: int | None,
     ) -> Layout:
@@ -54,7 +54,7 @@ class Format(Reader, Protocol):
         Args:
             name: of the result, without suffix.
             specs: dtype and shape of every key that will be written.
-            carrier: the model whose other files are carried on; None if there are none.
+            carrier: the model whose other files are carried on, or their content by name; None: no files.
             metadata: for the header of the (main) weight file.
             max_shard_bytes: split weights into files of at most this many bytes of data.
         """

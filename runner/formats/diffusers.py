@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ class DiffusersFolder:
         self,
         name: str,
         specs: Mapping[str, TensorSpec],
-        carrier: Checkpoint | None,
+        carrier: Checkpoint | Mapping[str, bytes] | None,
         metadata: Mapping[str, str],
         max_shard_bytes: int | None,
     ) -> Layout:
@@ -102,20 +102,28 @@ class DiffusersFolder:
             components.setdefault(component, {})[inner] = spec
         main = next((name for name in MAIN_COMPONENTS if name in components), next(iter(components)))
         files: list[OutputFile] = []
+        described = 0
         assert carrier is not None  # resolve has found one
-        texts = _carried(carrier, set(components))
+        texts = _carried(carrier, set(components)) if isinstance(carrier, Checkpoint) else dict(carrier)
         for component, inner_specs in components.items():
             parts = shards(inner_specs, max_shard_bytes or DEFAULT_SHARD_BYTES)
-            stem = _stem(carrier, component)
+            stem = (
+                _stem(carrier, component)
+                if isinstance(carrier, Checkpoint)
+                else _built_in_stem(texts, component)
+            )
             names = list(shard_names(stem, len(parts)))
             for number, (file_name, part) in enumerate(zip(names, parts, strict=True)):
-                text = metadata if component == main and number == 0 else {}
-                file = output_file(f"{component}/{file_name}", part, text)
+                says_all = component == main and number == 0
+                described = len(files) if says_all else described
+                file = output_file(f"{component}/{file_name}", part, metadata if says_all else {})
                 tensors = {f"{component}/{inner}": place for inner, place in file.tensors.items()}
-                files.append(OutputFile(file.name, file.header, tensors, file.nbytes))
+                files.append(replace(file, tensors=tensors))
             if len(parts) > 1:
                 texts[f"{component}/{stem}.safetensors.index.json"] = _shard_index(names, parts)
-        return Layout(name, folder=True, files=tuple(files), texts=dict(sorted(texts.items())))
+        return Layout(
+            name, folder=True, files=tuple(files), texts=dict(sorted(texts.items())), described=described
+        )
 
 
 @dataclass
@@ -207,6 +215,34 @@ def _component_alone(folder: _Folder, variant: str | None) -> Checkpoint:
     )
 
 
+def ema_weights(root: Path, label: str, component: str) -> Checkpoint | None:
+    """The running means of a component's weights, under the names of the weights; None if there are none.
+
+    They are in a folder of their own, COMPONENT_ema, or a variant of the weight files. Where one of these
+    is called non_ema, those without a variant are the means.
+
+    Args:
+        root: the folder of the pipeline.
+        label: how messages call it.
+        component: its name.
+
+    Raises:
+        InputError: they are there, and malformed.
+    """
+    folder, own, prefix = _Folder(root, label), f"{component}_ema", f"{component}/"
+    if (root / own / CONFIG).exists():
+        _open_component(folder, own, None)
+        prefix = f"{own}/"
+    else:
+        files = _files(folder.names(component))
+        variants = {*files.single, *files.index}
+        if "ema" not in variants and not variants >= {None, "non_ema"}:
+            return None
+        _open_component(folder, component, "ema" if "ema" in variants else None)
+    tensors = {f"{component}/{key.removeprefix(prefix)}": at for key, at in folder.tensors.items()}
+    return Checkpoint(label, DiffusersFolder.name, root, tuple(folder.files), tensors)
+
+
 def _components(index: Mapping[str, Any], folder: _Folder) -> Iterator[str]:
     """Names of the components that are there, from model_index.json."""
     for name, value in sorted(index.items()):
@@ -219,6 +255,16 @@ def _components(index: Mapping[str, Any], folder: _Folder) -> Iterator[str]:
         if len(value) != 2 or not all(isinstance(v, str) and _IDENTIFIER.fullmatch(v) for v in value):
             raise folder.error(INDEX, f"{name}: expected [library, class], found {quote(json.dumps(value))}")
         yield name
+
+
+def is_model_folder(names: Collection[str]) -> bool:
+    """Whether a folder with files of these names is a pipeline, or a component of one by itself."""
+    return INDEX in names or (CONFIG in names and _files(names).suffix is not None)
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file is a part of a model, by its name."""
+    return _SHARD.fullmatch(name) is not None
 
 
 @dataclass
@@ -347,6 +393,12 @@ def _stem(carrier: Checkpoint, component: str) -> str:
     return "diffusion_pytorch_model" if name.startswith("diffusion_pytorch_model") else "model"
 
 
+def _built_in_stem(texts: Mapping[str, bytes], component: str) -> str:
+    """The stem that the library of a component gives its weight files."""
+    library, _ = parse_object(texts[INDEX], INDEX)[component]
+    return "diffusion_pytorch_model" if library == "diffusers" else "model"
+
+
 def _carried(carrier: Checkpoint, components: set[str]) -> dict[str, bytes]:
     """The files without weights of a pipeline, less those of components that the output does not have.
 
@@ -362,16 +414,16 @@ def _carried(carrier: Checkpoint, components: set[str]) -> dict[str, bytes]:
         )
     absent = weighted - components
     others = {name: file for name, file in carrier.others.items() if name.partition("/")[0] not in absent}
-    texts = {name: _carried_text(file) for name, file in others.items()}
+    texts = {name: config_text(file) for name, file in others.items()}
     if absent:
         index = parse_object(texts[INDEX], f"{carrier.label}/{INDEX}")
-        texts[INDEX] = _json(
+        texts[INDEX] = json_text(
             {name: [None, None] if name in absent else value for name, value in index.items()}
         )
     return texts
 
 
-def _carried_text(file: InputFile) -> bytes:
+def config_text(file: InputFile) -> bytes:
     """The content of a file that is carried on; configs lose the path they were loaded from."""
     content = read_file(file)
     if not file.label.endswith(("config.json", INDEX)):
@@ -380,14 +432,15 @@ def _carried_text(file: InputFile) -> bytes:
     dropped = [name for name in _NOT_CARRIED if name in config]
     if not dropped:
         return content
-    return _json({name: value for name, value in config.items() if name not in dropped})
+    return json_text({name: value for name, value in config.items() if name not in dropped})
 
 
 def _shard_index(names: list[str], parts: list[dict[str, TensorSpec]]) -> bytes:
     weight_map = {key: name for name, part in zip(names, parts, strict=True) for key in part}
     total = sum(spec.nbytes for part in parts for spec in part.values())
-    return _json({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+    return json_text({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
 
 
-def _json(value: Mapping[str, Any]) -> bytes:
+def json_text(value: Mapping[str, Any]) -> bytes:
+    """A JSON file, as everything that makes a folder writes it."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -12,6 +12,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ MAX_TENSORS = 250_000
 MAX_DIMENSIONS = 64
 MAX_KEY_BYTES = 512
 MAX_BITS = 1 << 63
+CONTENT_HASH = "modelspec.hash_sha256"  # SHA-256 of all bytes behind the header
+_UNKNOWN = "0x" + 64 * "0"
 
 _RENAME = "its name is wrong: call it .ckpt if that is what you expect it to be"
 # What a file that is no safetensors file begins with, and what it is.
@@ -78,7 +81,7 @@ class SafetensorsFile:
         self,
         name: str,
         specs: Mapping[str, TensorSpec],
-        carrier: Checkpoint | None,
+        carrier: Checkpoint | Mapping[str, bytes] | None,
         metadata: Mapping[str, str],
         max_shard_bytes: int | None,
     ) -> Layout:
@@ -204,20 +207,53 @@ def output_file(name: str, specs: Mapping[str, TensorSpec], metadata: Mapping[st
     Args:
         name: of the file inside the output folder, "" for a single file.
         specs: what it will hold; ordered here as the reference implementation orders it.
-        metadata: for the header; "format" is always added.
+        metadata: for the header; "format" and the hash of the data are always added, the latter as zeros.
     """
     order = canonical_order(specs)
     ends = list(itertools.accumulate(specs[key].nbytes for key in order))
     begins = [0, *ends[:-1]]
-    entries: dict[str, Any] = {"__metadata__": dict(sorted({**metadata, "format": "pt"}.items()))}
+    said = {**metadata, "format": "pt", CONTENT_HASH: _UNKNOWN}
+    entries: dict[str, Any] = {"__metadata__": said}
     for key, begin, end in zip(order, begins, ends, strict=True):
         spec = specs[key]
         entries[key] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [begin, end]}
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    header = len(text).to_bytes(8, "little") + text
+    header = _header(entries)
     tensors = {key: (len(header) + begin, specs[key]) for key, begin in zip(order, begins, strict=True)}
-    return OutputFile(name, header, tensors, len(header) + (ends[-1] if ends else 0))
+    return OutputFile(name, header, tensors, len(header) + (ends[-1] if ends else 0), _stamp(header))
+
+
+def _header(entries: dict[str, Any], nbytes: int = 0) -> bytes:
+    """The bytes before the data, at least as many as said: blanks at the end are part of the format."""
+    metadata = dict(sorted(entries["__metadata__"].items()))
+    text = json.dumps(
+        {**entries, "__metadata__": metadata}, separators=(",", ":"), ensure_ascii=False
+    ).encode()
+    text += b" " * max(-len(text) % 8, nbytes - 8 - len(text))
+    return len(text).to_bytes(8, "little") + text
+
+
+def _stamp(header: bytes) -> int:
+    """The position of the digits of the data's hash."""
+    return header.index(f'"{CONTENT_HASH}":"{_UNKNOWN}"'.encode()) + len(f'"{CONTENT_HASH}":"0x')
+
+
+def filled(layout: Layout, metadata: Mapping[str, str]) -> Layout:
+    """The layout with what its header says of the inputs that is known at the end alone: their digests.
+
+    Nothing moves. The plan holds a value of the same length, or a longer one, for every such entry.
+
+    Args:
+        layout: as planned.
+        metadata: entries of the header that were planned, with their final values.
+    """
+    file = layout.files[layout.described]
+    entries = json.loads(file.header[8:])
+    assert metadata.keys() <= entries["__metadata__"].keys(), "an entry that was not planned"
+    entries["__metadata__"] |= metadata
+    header = _header(entries, len(file.header))
+    assert len(header) == len(file.header), "the final header is longer than the planned one"
+    files = (*layout.files[: layout.described], replace(file, header=header, stamp=_stamp(header)))
+    return replace(layout, files=(*files, *layout.files[layout.described + 1 :]))
 
 
 def canonical_order(specs: Mapping[str, TensorSpec]) -> list[str]:

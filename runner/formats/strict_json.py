@@ -12,6 +12,7 @@ from runner.errors import InputError, escape, quote
 
 MAX_DEPTH = 32
 MAX_DIGITS = 400  # of one number: Python refuses integers of more than 4300 with an error of its own
+_LONG = re.compile(rf"[0-9]{{{MAX_DIGITS + 1}}}")
 
 
 def parse_object(content: bytes, label: str) -> dict[str, Any]:
@@ -58,7 +59,11 @@ def parse_object(content: bytes, label: str) -> dict[str, Any]:
         raise refuse(f"nested more than {MAX_DEPTH} deep")
     try:
         value = json.loads(
-            text, object_pairs_hook=pairs, parse_float=number, parse_int=integer, parse_constant=constant
+            text,
+            object_pairs_hook=pairs,
+            parse_float=number,
+            parse_int=integer if _LONG.search(text) else None,  # a function of Python's for each is slow
+            parse_constant=constant,
         )
     except json.JSONDecodeError as error:
         raise refuse(f"not JSON at line {error.lineno}, column {error.colno}: {error.msg}") from error
@@ -70,20 +75,23 @@ def parse_object(content: bytes, label: str) -> dict[str, Any]:
     return value
 
 
-# Possessive, and content with a string without end: one pass whatever the text is.
-_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
+# Strings and all else but brackets. Possessive, and content with a string without end: one pass whatever the
+# text is.
+_NO_BRACKETS = re.compile(r'(?:"(?:[^"\\]|\\.)*+"?|[^"\[\]{}])++', re.DOTALL)
+_PAIR = re.compile(r"\[\]|\{\}")
 
 
 def _depth(text: str) -> int:
-    """How deep brackets nest, without recursion."""
-    deepest = depth = 0
-    for match in _STRING_OR_BRACKET.finditer(text):
-        token = match.group()
-        if token in "[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif token in "]}":
-            depth -= 1
+    """How deep brackets nest, without recursion: as many times as the innermost pairs can be taken out."""
+    left = brackets = _NO_BRACKETS.sub("", text)
+    for depth in range(MAX_DEPTH + 1):
+        if not left:
+            return depth
+        left = _PAIR.sub("", left)
+    deepest = depth = 0  # too deep, or no JSON: counted one by one
+    for bracket in brackets:
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
     return deepest
 
 

@@ -19,8 +19,9 @@ from runner.formats import FORMATS
 from runner.formats.strict_json import parse_object
 from runner.guard import read_plain
 from runner.imports import chattiori, mecha, mergekit, own, supermerger, webui
-from runner.imports.history import History, mapping
+from runner.imports.history import History
 from runner.imports.imported import Imported, Note, Notes, Present
+from runner.stated import RUNNER, mapping
 from runner.tensors import OUTPUT_DTYPES
 
 __all__ = ["IMPORTERS", "Imported", "Note", "import_file", "import_metadata", "import_text"]
@@ -37,6 +38,7 @@ IMPORTERS: Mapping[str, tuple[str, Callable[[Mapping[str, Any], History], dict[s
     "webui": (webui.TITLE, webui.merge),
     "sd-webui-supermerger": (supermerger.TITLE, supermerger.merge),
     "merge-models-chattiori": (chattiori.TITLE, chattiori.merge),
+    RUNNER: (own.TITLE, own.recorded),
 }
 
 
@@ -117,7 +119,9 @@ def import_metadata(metadata: Mapping[str, Any], label: str, present: Present = 
                 f"{label}: {quote(key)} has {len(value)} characters; at most {MAX_METADATA} are read"
             )
     if record := mapping(metadata.get("runner.recipe")):
-        return own.read(record, label)
+        ours = mapping(metadata.get("sd_merge_recipe")) or {}
+        digests = ours.get("models") if ours.get("type") == RUNNER else None
+        return own.read(record, label, digests if isinstance(digests, Mapping) else {})
     if isinstance(text := metadata.get("mecha_recipe"), str):
         return mecha.read(text, label)
     # A person may have copied the recipe alone.

@@ -11,8 +11,9 @@ from typing import Any
 
 from runner.errors import quote
 from runner.imports.blocks import block_weights, elemental
-from runner.imports.history import History, Record
+from runner.imports.history import History
 from runner.imports.imported import Notes, Tree, choices, number, numbers, title, true, written
+from runner.stated import Record
 
 TITLE = "Chattiori-Model-Merger"
 POLICIES = {"missing": "keep", "extra": "keep", "integers": "keep"}

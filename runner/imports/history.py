@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
-from runner.errors import InputError, quote
-from runner.formats.strict_json import parse_object
+from runner.errors import quote
 from runner.imports.imported import (
     MAX_MERGES,
     MAX_NESTED,
@@ -23,8 +22,8 @@ from runner.imports.imported import (
     source,
 )
 from runner.recipe import SHA256
+from runner.stated import Record, mapping
 
-Record: TypeAlias = Mapping[str, Any]
 _SLOTS = (("a", "primary"), ("b", "secondary"), ("c", "tertiary"))
 
 
@@ -116,13 +115,3 @@ class History:
         )
         tree.pop("output", None)  # only the whole recipe has one
         return tree
-
-
-def mapping(value: object) -> Record | None:
-    """An object, from an object or from its JSON text; None if it is neither."""
-    if isinstance(value, str):
-        try:
-            return parse_object(value.encode("utf-8", "replace"), "recipe")
-        except InputError:
-            return None
-    return value if isinstance(value, Mapping) else None

@@ -14,8 +14,9 @@ from typing import Any
 
 from runner.errors import quote
 from runner.imports.blocks import WITH_BASE, block_weights, elemental
-from runner.imports.history import History, Record
+from runner.imports.history import History
 from runner.imports.imported import Imported, Notes, Tree, number, numbers, source, title, true, written
+from runner.stated import Record
 
 TITLE = "supermerger"
 # It passes over keys the second model has not, and adds those the first one has not.

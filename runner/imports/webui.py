@@ -6,8 +6,9 @@ Source: AUTOMATIC1111 stable-diffusion-webui, modules/extras.py.
 from __future__ import annotations
 
 from runner.errors import quote
-from runner.imports.history import History, Record
+from runner.imports.history import History
 from runner.imports.imported import Tree, choices, number, title, true, written
+from runner.stated import Record
 
 TITLE = "A1111 checkpoint merger"
 # It passes over keys that the second model has not, and drops those the first one has not.

@@ -1,47 +1,29 @@
-"""The hashes people know files by.
-
-Source: AUTOMATIC1111 stable-diffusion-webui, modules/sd_models.py (model_hash) and modules/hashes.py.
-"""
+"""The hashes of the files of a model: those that are known, or all."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from blake3 import blake3
+
 from runner.checkpoint import Checkpoint
-from runner.digests import HASH_PIECE_BYTES, InputDigests, model_digest, remembered
+from runner.digests import InputDigests, legacy_hash, model_digest, remembered
 from runner.files import InputFile, read_into
-
-_V1_OFFSET, _V1_BYTES = 0x100000, 0x10000
-
-
-@dataclass(frozen=True, slots=True)
-class Hashes:
-    """Of one weight file.
-
-    Attributes:
-        sha256: of the whole file; None if unknown.
-        auto_v1: the first 8 digits of SHA-256 over 64 KiB from 1 MiB on, A1111's legacy hash.
-        data: SHA-256 of what stands behind the header of a safetensors file; None if not computed.
-    """
-
-    sha256: str | None
-    auto_v1: str
-    data: str | None = None
+from runner.hashes import BLOCK_BYTES, FileHashes, feed
 
 
-def known_hashes(checkpoint: Checkpoint, memory: Path | None) -> dict[InputFile, Hashes]:
+def known_hashes(checkpoint: Checkpoint, memory: Path | None) -> dict[InputFile, FileHashes]:
     """What is known of the files without reading them: digests of earlier runs, and 64 KiB."""
     known = remembered(checkpoint.files, memory)
-    return {file: Hashes(known.get(file), _auto_v1(file)) for file in checkpoint.files}
+    return {file: FileHashes(legacy_hash(file), known.get(file)) for file in checkpoint.files}
 
 
 def computed_hashes(
     checkpoint: Checkpoint, memory: Path | None, threads: int, advance: Callable[[int], None]
-) -> dict[InputFile, Hashes]:
+) -> dict[InputFile, FileHashes]:
     """The same with everything computed; SHA-256 on threads of their own, which remember it.
 
     Args:
@@ -54,48 +36,43 @@ def computed_hashes(
         InputError: a file changed, or ended early.
     """
     with InputDigests(checkpoint.files, memory, threads) as digests:
-        data = {file: _data(file, advance) for file in checkpoint.files}
+        read = {file: _read(file, advance) for file in checkpoint.files}
         sha256 = digests.wait()
-        return {file: Hashes(sha256[file], _auto_v1(file), data[file]) for file in checkpoint.files}
+        return {file: FileHashes(legacy_hash(file), sha256[file], *read[file]) for file in checkpoint.files}
 
 
-def whole_digest(checkpoint: Checkpoint, hashes: Mapping[InputFile, Hashes]) -> str | None:
+def whole_digest(checkpoint: Checkpoint, hashes: Mapping[InputFile, FileHashes]) -> str | None:
     """The digest of the model, as recipes state it; None unless all of its files' are known."""
     known = {file: found.sha256 for file, found in hashes.items() if found.sha256}
     return model_digest(checkpoint, known) if len(known) == len(checkpoint.files) else None
 
 
-def _auto_v1(file: InputFile) -> str:
-    descriptor = file.open()
-    try:
-        begin = min(_V1_OFFSET, file.identity.size)
-        content = bytearray(min(_V1_BYTES, file.identity.size - begin))
-        read_into(descriptor, memoryview(content), begin, file.label)
-    finally:
-        os.close(descriptor)
-    return hashlib.sha256(content).hexdigest()[:8]
-
-
-def _data(file: InputFile, advance: Callable[[int], None]) -> str | None:
-    """SHA-256 of the data behind the header; None if the file has no such header."""
-    size = file.identity.size
+def _read(file: InputFile, advance: Callable[[int], None]) -> tuple[str | None, str]:
+    """SHA-256 of the data behind the header, None if the file has no such header, and BLAKE3 of all."""
     descriptor = file.open()
     try:
         start = bytearray(8)
         read_into(descriptor, memoryview(start), 0, file.label)
         begin = 8 + int.from_bytes(start, "little")
-        if begin > size:  # the first bytes of a pickle are no length of a header
-            advance(size)
-            return None
-        hasher = hashlib.sha256()
-        buffer = memoryview(bytearray(min(HASH_PIECE_BYTES, size)))
-        advance(begin)
-        for at in range(begin, size, HASH_PIECE_BYTES):
-            piece = buffer[: min(HASH_PIECE_BYTES, size - at)]
-            read_into(descriptor, piece, at, file.label)
-            hasher.update(piece)
-            advance(len(piece))
+        headed = begin <= file.identity.size  # the first bytes of a pickle are no length of a header
+        content, whole = hashlib.sha256(), blake3()
+        if headed:
+            feed(_blocks(file, descriptor, 0, begin, advance), (whole,))
+            feed(_blocks(file, descriptor, begin, file.identity.size, advance), (content, whole))
+        else:
+            feed(_blocks(file, descriptor, 0, file.identity.size, advance), (whole,))
         file.check_unchanged(descriptor)
-        return hasher.hexdigest()
+        return (content.hexdigest() if headed else None), whole.hexdigest()
     finally:
         os.close(descriptor)
+
+
+def _blocks(
+    file: InputFile, descriptor: int, begin: int, end: int, advance: Callable[[int], None]
+) -> Iterator[memoryview]:
+    buffers = [memoryview(bytearray(min(BLOCK_BYTES, end - begin))) for _ in range(2)]
+    for number, at in enumerate(range(begin, end, BLOCK_BYTES)):
+        block = buffers[number % 2][: min(BLOCK_BYTES, end - at)]
+        read_into(descriptor, block, at, file.label)
+        yield block
+        advance(len(block))

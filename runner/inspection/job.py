@@ -12,6 +12,7 @@ from runner.inspection.comparison import compare, comparison_lines
 from runner.inspection.hashes import computed_hashes, known_hashes, whole_digest
 from runner.inspection.metadata import metadata_lines
 from runner.inspection.model import facts, hash_lines, model_sections
+from runner.library.lookup import Library
 from runner.progress import progress, say
 from runner.recipe import Source
 from runner.resolve import Model, open_model
@@ -52,9 +53,9 @@ def inspect(settings: Settings) -> dict[str, Any]:
 
 def _open(path: Path, settings: Settings) -> Model:
     # A path on the command line starts at the current folder, as the shell completes it.
-    return open_model(
-        Source(str(path), variant=settings.job.variant), Path(), settings.cache_dir, settings.hub == "offline"
-    )
+    library = Library((settings.models_dir, *settings.model_folders), settings.cache_dir)
+    source = Source(str(path), variant=settings.job.variant)
+    return open_model(source, Path(), library, settings.hub == "offline")
 
 
 def _memory(settings: Settings) -> Path | None:

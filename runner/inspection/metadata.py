@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from runner.errors import QUOTE_CHARACTERS, InputError, clip, escape
+from runner.family import LOST, family_tree
 from runner.imports import MAX_METADATA, import_metadata
-from runner.imports.history import mapping
 from runner.imports.recipe_text import recipe_text
-from runner.inspection.ancestry import ancestry
+from runner.stated import mapping
 from runner.tables import table
 
 MAX_ENTRIES = 40
@@ -39,7 +39,7 @@ def metadata_lines(metadata: Mapping[str, str], label: str) -> list[tuple[str, l
     # What is too long to be read as JSON is shown only.
     read = {key: text for key, text in metadata.items() if len(text) <= MAX_METADATA}
     spec = {key.removeprefix(_SPEC): text for key, text in metadata.items() if key.startswith(_SPEC)}
-    sections = [("ModelSpec", _entries(spec)), ("merge history", ancestry(read))]
+    sections = [("ModelSpec", _entries(spec)), ("merge history", family_tree(read))]
     imported = {"sd_merge_recipe", "mecha_recipe"} & read.keys()
     if _RECIPE in read:
         sections.append(("recipe", _recipe(read[_RECIPE], label)))
@@ -47,7 +47,8 @@ def metadata_lines(metadata: Mapping[str, str], label: str) -> list[tuple[str, l
         hint = f"  {', '.join(sorted(imported))}: job=import writes it as a recipe"
         sections.append(("recipe", [hint]))
     sections.append(("training", _training(read)))
-    shown = {"format", *_CLAIMS, *(read.keys() & {"sd_merge_recipe", "sd_merge_models", _RECIPE})}
+    known = {"sd_merge_recipe", "sd_merge_models", "runner.inputs", LOST, _RECIPE}
+    shown = {"format", *_CLAIMS, *(read.keys() & known)}
     others = {
         key: text
         for key, text in metadata.items()

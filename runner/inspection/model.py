@@ -12,10 +12,11 @@ from runner.checkpoint import Checkpoint
 from runner.errors import counted, escape
 from runner.files import InputFile
 from runner.formats import FORMATS
+from runner.hashes import FileHashes
 from runner.inspection.adapters import adapter_lines
-from runner.inspection.hashes import Hashes, whole_digest
+from runner.inspection.hashes import whole_digest
 from runner.inspection.metadata import claimed_hashes
-from runner.inspection.prediction import predictions, summary
+from runner.prediction import predictions, summary
 from runner.resolve import Model
 from runner.tables import size, table
 from runner.tensors import TensorSpec
@@ -126,20 +127,20 @@ def _every_key(model: Model) -> list[str]:
     return table(rows)
 
 
-def hash_lines(checkpoint: Checkpoint, hashes: Mapping[InputFile, Hashes]) -> list[str]:
+def hash_lines(checkpoint: Checkpoint, hashes: Mapping[InputFile, FileHashes]) -> list[str]:
     """The hashes of a file, or of each file of a folder; what the header states otherwise is marked."""
     if checkpoint.format == "diffusers":
         rows = [["file", "sha256", "AutoV3"]]
         for file, one in hashes.items():
             name = file.path.relative_to(checkpoint.root).as_posix()
-            rows.append([escape(name), one.sha256 or "–", (one.data or "–")[:12]])
+            rows.append([escape(name), one.sha256 or "–", one.auto_v3 or "–"])
         lines = table(rows)
         if whole := whole_digest(checkpoint, hashes):
             lines.append(f"  of the folder: {whole}")
         return lines if any(one.sha256 for one in hashes.values()) else [_NOT_READ]
     (one,) = hashes.values()
     pairs = [("sha256", one.sha256), ("AutoV1", f"{one.auto_v1}  (A1111's legacy hash)")]
-    pairs += [("AutoV2", one.sha256 and one.sha256[:10]), ("AutoV3", one.data and one.data[:12])]
+    pairs += [("AutoV2", one.auto_v2), ("AutoV3", one.auto_v3), ("BLAKE3", one.blake3)]
     rows = [[name, text] for name, text in pairs if text]
     for name, text in claimed_hashes(checkpoint.metadata):
         rows.append([name, f"{escape(text)}  (the header says so{_verdict(name, text, one)})"])
@@ -150,8 +151,8 @@ def hash_lines(checkpoint: Checkpoint, hashes: Mapping[InputFile, Hashes]) -> li
 _NOT_READ = "  the others need the whole file: job.hashes=true"
 
 
-def _verdict(name: str, text: str, hashes: Hashes) -> str:
+def _verdict(name: str, text: str, hashes: FileHashes) -> str:
     """Whether a hash that the header states is the one of the data, where both are over the same bytes."""
-    if name != "modelspec.hash_sha256" or hashes.data is None:
+    if name != "modelspec.hash_sha256" or hashes.content is None:
         return ""
-    return ", rightly" if text.lower().removeprefix("0x") == hashes.data else ", but it is another"
+    return ", rightly" if text.lower().removeprefix("0x") == hashes.content else ", but it is another"

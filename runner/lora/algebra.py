@@ -68,7 +68,10 @@ _ROLES = {
         r"|on_input|[ab][12]\.weight|bm\.weight|set_weight|reshape_weight|lora_(?:up|down)\.bias)"
     ),
 }
-_KEY = re.compile("(?:" + "|".join(f"(?P<{role}>{pattern})" for role, pattern in _ROLES.items()) + r")\Z")
+# Every way to end begins with a dot or this word: elsewhere none of them is tried.
+_KEY = re.compile(
+    r"(?=\.|_lora)(?:" + "|".join(f"(?P<{role}>{pattern})" for role, pattern in _ROLES.items()) + r")\Z"
+)
 _LONGEST = 128  # characters of what it matches; keys come from strangers
 _BESIDE = {"alpha", "dora_scale", "magnitude_vector", "other"}  # these are no factors
 BIASES = ("diff_b", "b_norm")

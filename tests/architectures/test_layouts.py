@@ -161,12 +161,14 @@ _MEDIUM = {
     "attention_head_dim": 64,
     "num_attention_heads": 24,
     "caption_projection_dim": 1536,
+    "pos_embed_max_size": 192,
 }
 _LARGE = {
     "num_layers": 38,
     "attention_head_dim": 64,
     "num_attention_heads": 38,
     "caption_projection_dim": 2432,
+    "pos_embed_max_size": 192,
 }
 
 
@@ -184,7 +186,12 @@ CASES: dict[str, Case] = {
     "sdxl": unet_case("sdxl", _FIRST | second(1)),
     "sdxl_refiner": unet_case("sdxl_refiner", second(0)),
     "sd3": sd3_case("sd3", **_MEDIUM),
-    "sd3.5 medium": sd3_case("sd3", **_MEDIUM, qk_norm="rms_norm", dual_attention_layers=tuple(range(13))),
+    "sd3.5 medium": sd3_case(
+        *("sd3",),
+        **_MEDIUM | {"pos_embed_max_size": 384},
+        qk_norm="rms_norm",
+        dual_attention_layers=tuple(range(13)),
+    ),
     "sd35_large": sd3_case("sd35_large", **_LARGE, qk_norm="rms_norm"),
     "flux": flux_case(guided=True),
     "flux schnell": flux_case(guided=False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 
+from runner.checkpoint import Layout
 from runner.errors import InputError
 from runner.files import look
-from runner.formats.safetensors import output_file, read_header
+from runner.formats.safetensors import filled, output_file, read_header
 from runner.tensors import DTYPES, TensorSpec
 
 TENSORS = {
@@ -55,15 +57,19 @@ def entry(dtype: str = "F32", shape: Any = (1,), begin: int = 0, end: int = 4) -
 def test_the_file_is_byte_equal_to_what_the_library_writes(tmp_path: Path, metadata: dict[str, str]) -> None:
     file = output_file("", {key: spec_of(tensor) for key, tensor in TENSORS.items()}, metadata)
     content = bytearray(file.nbytes)
-    content[: len(file.header)] = file.header
     for key, (offset, spec) in file.tensors.items():
         content[offset : offset + spec.nbytes] = bytes_of(TENSORS[key])
-    assert bytes(content) == save(TENSORS, {"format": "pt"})
+    digest = hashlib.sha256(content[len(file.header) :]).hexdigest()
+    content[: len(file.header)] = file.stamped(digest)
+    said = {"format": "pt", "modelspec.hash_sha256": f"0x{digest}"}
+    # The library writes two entries in either order, ours are sorted.
+    assert bytes(content) in {save(TENSORS, said) for _ in range(64)}
 
 
-def test_metadata_is_sorted_and_always_says_format_pt() -> None:
+def test_metadata_is_sorted_and_always_says_format_pt_and_has_room_for_the_hash() -> None:
     header = output_file("", {"x": TensorSpec("F16", (1,))}, {"z": "1", "a": "2"}).header
-    assert header[8:].startswith(b'{"__metadata__":{"a":"2","format":"pt","z":"1"},"x":')
+    room = f'"modelspec.hash_sha256":"0x{64 * "0"}"'
+    assert header[8:].startswith(f'{{"__metadata__":{{"a":"2","format":"pt",{room},"z":"1"}},"x":'.encode())
     assert len(header) % 8 == 0
 
 
@@ -153,3 +159,23 @@ def test_what_we_accept_the_library_reads_alike(
     except SafetensorError as error:
         pytest.fail(f"the library refuses what we accept: {error}")
     assert {key: spec.shape for key, (_, spec) in tensors.items()} == theirs
+
+
+def test_a_header_is_filled_in_without_moving_anything(tmp_path: Path) -> None:
+    specs = {"x": TensorSpec("F16", (3,)), "y": TensorSpec("F32", (2,))}
+    planned = Layout("m.safetensors", False, (output_file("", specs, {"a": "0" * 64, "b": '"é"'}),))
+    for value in ("1" * 64, "shorter"):
+        file = filled(planned, {"a": value}).files[0]
+        assert (len(file.header), file.tensors) == (
+            len(planned.files[0].header),
+            planned.files[0].tensors,
+        )
+        path = tmp_path / "m.safetensors"
+        path.write_bytes(file.header + bytes(file.nbytes - len(file.header)))
+        with safe_open(path, "pt") as opened:
+            found = opened.metadata()
+            assert (found["a"], found["b"], found["format"]) == (value, '"é"', "pt")
+            assert opened.get_tensor("y").tolist() == [0, 0]
+    for wrong in ({"a": "0" * 80}, {"c": "1"}):
+        with pytest.raises(AssertionError):
+            filled(planned, wrong)

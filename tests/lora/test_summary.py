@@ -7,7 +7,7 @@ import pytest
 from runner.architectures import ARCHITECTURES
 from runner.lora.algebra import Kind
 from runner.lora.names import Dialect, name_of
-from runner.lora.summary import describe, detect_lora
+from runner.lora.summary import describe, detect_lora, likely_architectures
 from runner.tensors import TensorSpec
 from tests.architectures.test_layouts import CASES, back, folder, specs_made
 
@@ -53,6 +53,7 @@ def test_a_file_of_adapters_is_one_of_its_dialect_and_architecture(case: str, di
     assert found is not None
     assert found.dialect is dialect
     assert CASES[case].architecture in found.architectures
+    assert likely_architectures(file)[0] == found.architectures[0]
     assert found.kinds == {Kind.LORA: len(file) // 2}
     assert found.ranks == {4: len(file) // 2}
     assert not found.unmatched

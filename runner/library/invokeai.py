@@ -1,0 +1,64 @@
+"""The names InvokeAI has for models: read from its database, without writing a byte beside it.
+
+Source: InvokeAI, services/shared/sqlite_migrator/migrations (table models since version 4).
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote as url_quote
+
+from runner.errors import InputError, escape
+
+MAX_MODELS = 100_000
+MAX_STEPS = 5_000_000  # of SQLite's machine; a table that is a program of its own is given up
+
+
+def invokeai_names(database: Path, models: Path) -> dict[Path, str]:
+    """Real path of each model the database knows → its name.
+
+    Args:
+        database: invokeai.db.
+        models: where relative paths start.
+
+    Raises:
+        InputError: it is no database of InvokeAI's.
+    """
+    label = escape(str(database))
+    # A running InvokeAI writes ahead into a second file, which is read with its index or not at all: to make
+    # the index would be to write. Without both the file is read as it is, locks and all left alone.
+    ahead = all(database.with_name(f"{database.name}{end}").exists() for end in ("-wal", "-shm"))
+    address = f"file:{url_quote(str(database.absolute()))}?{'mode=ro' if ahead else 'mode=ro&immutable=1'}"
+    try:
+        with closing(sqlite3.connect(address, uri=True, timeout=2)) as connection:
+            connection.set_progress_handler(lambda: 1, MAX_STEPS)
+            rows = connection.execute("SELECT config FROM models LIMIT ?", (MAX_MODELS,)).fetchall()
+    except sqlite3.Error as error:
+        raise InputError(f"{label}: no database of models of InvokeAI's: {escape(str(error))}") from error
+    found: dict[Path, str] = {}
+    for (config,) in rows:
+        if (entry := _entry(config)) is not None:
+            path, name = entry
+            try:
+                found[(models / path).resolve()] = name
+            except (OSError, RuntimeError, ValueError):  # links in a circle, a NUL
+                continue
+    return dict(sorted(found.items()))
+
+
+def _entry(config: Any) -> tuple[str, str] | None:
+    """Path and name of one model; None of a row without."""
+    try:
+        tree = json.loads(config)
+    except (TypeError, ValueError, RecursionError):
+        return None
+    if not isinstance(tree, dict):
+        return None
+    path, name = tree.get("path"), tree.get("name")
+    if not isinstance(path, str) or not isinstance(name, str) or not path or not name:
+        return None
+    return path, name

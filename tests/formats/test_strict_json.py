@@ -1,0 +1,52 @@
+"""JSON from strangers: how deep it may nest, and that long numbers are refused, however it is measured."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from runner.errors import InputError
+from runner.formats.strict_json import MAX_DEPTH, MAX_DIGITS, parse_object
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(InputError) as caught:
+        parse_object(text.encode(), "x")
+    return caught.value.message
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"[" * 40: "{" * 40, "]}": '"[', "\\": '\\"]', '"': [["[", {"}": "]"}]]},
+        {"a": [[], {}, [{}], {"b": [{}, []]}] * 40},
+    ],
+)
+def test_brackets_in_strings_and_beside_each_other_are_no_nesting(value: dict[str, Any]) -> None:
+    assert parse_object(json.dumps(value).encode(), "x") == value
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, MAX_DEPTH - 2, MAX_DEPTH - 1])
+def test_what_nests_as_deep_as_allowed_is_read(depth: int) -> None:
+    text = '{"a": ' + "[" * depth + "1" + "]" * depth + ', "b": [[], {}, [{}]]}'
+    assert parse_object(text.encode(), "x").keys() == {"a", "b"}
+
+
+@pytest.mark.parametrize("depth", [MAX_DEPTH, MAX_DEPTH + 1, 2 * MAX_DEPTH, 100_000])
+@pytest.mark.parametrize(("begin", "end"), [("[", "]"), ('{"a":', "}"), ('[{"a":', "}]"), ("[", "")])
+def test_what_nests_deeper_is_refused(depth: int, begin: str, end: str) -> None:
+    text = '{"a": [[]],"b":' + begin * depth + "1" + end * depth + "}"
+    assert refusal(text) == f"x: nested more than {MAX_DEPTH} deep"
+
+
+@pytest.mark.parametrize("text", ['{"a": [}', '{"a": 1}}', '{"a": 1}]', "}{", '{"a', '{"a": "\\'])
+def test_brackets_that_do_not_fit_are_no_json(text: str) -> None:
+    assert refusal(text).startswith("x: not JSON at line 1")
+
+
+def test_a_long_number_is_refused_and_a_long_text_of_digits_is_not() -> None:
+    digits = "1" * (MAX_DIGITS + 1)
+    assert refusal(f'{{"a": {digits}}}') == f"x: a number of {MAX_DIGITS + 1} digits"
+    assert parse_object(f'{{"a": "{digits}", "b": 7}}'.encode(), "x") == {"a": digits, "b": 7}
