@@ -117,7 +117,7 @@ def _job(
     if settings.job.name not in RECIPE_JOBS:
         from runner.jobs import run_job
 
-        return run_job(settings)
+        return run_job(settings, folder)
     if choice is None:
         raise UsageError("recipe=NAME is missing", hint="python -m runner --help lists the recipes")
     recipe = recipe_of(config, choice, overrides)

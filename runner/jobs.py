@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from runner.catalogue import details, overview, preset_details, preset_overview
@@ -11,10 +12,15 @@ from runner.imports.job import import_recipe
 from runner.inspection.job import inspect
 from runner.listing import find_digests, list_models
 from runner.progress import say
+from runner.proof.job import compare_job, replay_job, verify_job
 
 
-def run_job(settings: Settings) -> dict[str, Any]:
+def run_job(settings: Settings, folder: Path) -> dict[str, Any]:
     """Does what `job=` says; returns what a table of many runs shows.
+
+    Args:
+        settings: what is asked, and how.
+        folder: of the run.
 
     Raises:
         UsageError: something the job needs is not said.
@@ -31,9 +37,15 @@ def run_job(settings: Settings) -> dict[str, Any]:
     if job.name == "presets":
         say(preset_details(job.preset) if job.preset else preset_overview())
         return {}
+    if job.name == "compare":
+        return compare_job(settings)
     if job.source is None:
         hint = f"python -m runner job={job.name} source=MODEL.safetensors"
         raise UsageError("source=FILE is missing", hint=hint)
     if job.name == "inspect":
         return inspect(settings)
+    if job.name == "verify":
+        return verify_job(settings)
+    if job.name == "replay":
+        return replay_job(settings, folder)
     return {"output": str(import_recipe(job.source, job.output, job.overwrite, settings.models_dir))}

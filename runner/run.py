@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from runner.card import NAME as CARD
@@ -105,7 +106,7 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
         text_of_record = record.text().encode()
         write_file(folder / "run.json", text_of_record)
         if made is not None:
-            _write_beside(folder, plan, made, record, text_of_record)
+            write_beside(folder, plan, made, record, text_of_record)
     except OutputError as error:
         if path is not None:
             raise OutputError(
@@ -126,6 +127,7 @@ class Made:
         inputs: digests of the weight files.
         outputs: digests of the model's weight files.
         sidecar: the digests of its tensors.
+        tensors: SHA-256 of the data of each.
     """
 
     layout: Layout
@@ -133,6 +135,7 @@ class Made:
     inputs: Mapping[InputFile, str]
     outputs: Sequence[str]
     sidecar: bytes
+    tensors: Mapping[str, str]
 
 
 def merge(
@@ -143,43 +146,69 @@ def merge(
     Returns:
         The path of the model, and what it is known by.
     """
+    target = check_place(plan.layout, output_dir, input_identities(plan.resolved))
+    with build(plan, placement, settings, target, record) as (staging, made), record.stage("publish"):
+        staging.publish(made.sidecar)
+    return target, made
+
+
+@contextmanager
+def build(
+    plan: Plan,
+    placement: Placement,
+    settings: Settings,
+    target: Path,
+    record: RunRecord,
+    computed: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[tuple[Staging, Made]]:
+    """Executes a plan up to the moment before the model gets its name; without that nothing stays.
+
+    Args:
+        plan: what to do.
+        placement: where.
+        settings: how.
+        target: the path the model would have.
+        record: is told everything.
+        computed: digests of inputs that this process has computed, by Identity.key.
+
+    Yields:
+        The model under its partial name, and what it is known by.
+    """
     for warning in plan.warnings:
         record.warn(warning)
-    target = check_place(plan.layout, output_dir, _identities(plan.resolved))
     memory = settings.cache_dir / "digests.json" if settings.digests == "remember" else None
     with (
         Staging(plan.layout, target, checked=settings.verify) as staging,
-        InputDigests(plan.resolved.files, memory, placement.threads) as digests,
-        progress(plan.layout.nbytes, target.name, settings.progress) as advance,
+        InputDigests(plan.resolved.files, memory, placement.threads, computed=computed) as digests,
     ):
-        if staging.stale:
-            record.warn(f"removed what a killed run had left in {quote(target.parent)}")
-        check_sources(plan.resolved, digests.known)
-        with record.stage("import"):
-            from runner.execute import execute
-        with record.stage("execute"):
-            identities = merge_identities(plan.resolved, digests.wait()) if plan.draws else {}
-            outcome = execute(plan, placement, staging, advance, identities)
-        with record.stage("digest"):
-            known = digests.wait()
-            check_sources(plan.resolved, known)
-            layout, card = layout_with_origins(plan, known)
-            staging.fill(layout)
-        with record.stage("sync"):
-            staging.stamp(outcome.contents)
-            staging.sync()
-        with record.stage("verify" if settings.verify else "hash"):
-            hashes = staging.read_back(outcome.written, placement.threads)
+        with progress(plan.layout.nbytes, target.name, settings.progress) as advance:
+            if staging.stale:
+                record.warn(f"removed what a killed run had left in {quote(target.parent)}")
+            check_sources(plan.resolved, digests.known)
+            with record.stage("import"):
+                from runner.execute import execute
+            with record.stage("execute"):
+                drawn = merge_identities(plan.resolved, digests.wait()) if plan.draws else {}
+                outcome = execute(plan, placement, staging, advance, drawn)
+            with record.stage("digest"):
+                known = digests.wait()
+                check_sources(plan.resolved, known)
+                layout, card = layout_with_origins(plan, known)
+                staging.fill(layout)
+            with record.stage("sync"):
+                staging.stamp(outcome.contents)
+                staging.sync()
+            with record.stage("verify" if settings.verify else "hash"):
+                hashes = staging.read_back(outcome.written, placement.threads)
         record.read(plan.resolved, known)
         sidecar = record.written(replace(plan, layout=layout), outcome, hashes)
         if plan.keeps_primary and not any(difference for difference, _ in outcome.moved.values()):
             record.warn(f"the result equals {quote(plan.resolved.primary.checkpoint.label)}: nothing moved")
-        with record.stage("publish"):
-            staging.publish(sidecar)
-    return target, Made(layout, card, known, [str(one.sha256) for one in hashes], sidecar)
+        outputs = [str(one.sha256) for one in hashes]
+        yield staging, Made(layout, card, known, outputs, sidecar, outcome.tensors)
 
 
-def _write_beside(folder: Path, plan: Plan, made: Made, record: RunRecord, text: bytes) -> None:
+def write_beside(folder: Path, plan: Plan, made: Made, record: RunRecord, text: bytes) -> None:
     """Writes what stands beside the record: the card of a single file, and the statement.
 
     Raises:
@@ -193,7 +222,7 @@ def _write_beside(folder: Path, plan: Plan, made: Made, record: RunRecord, text:
     write_file(folder / f"{made.layout.name}.intoto.json", statement)
 
 
-def _identities(resolved: Resolved) -> set[tuple[int, int]]:
+def input_identities(resolved: Resolved) -> set[tuple[int, int]]:
     """(device, inode) of every input: the output must be none of them."""
     checkpoints = [model.checkpoint for model in resolved.models]
     files = {(f.identity.device, f.identity.inode) for c in checkpoints for f in c.files}

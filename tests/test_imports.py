@@ -53,8 +53,9 @@ LAYERS = (
     {"compose", "config"},
     {"inspection", "listing"},
     {"catalogue"},
-    {"jobs"},
     {"run", "sweep"},
+    {"proof"},
+    {"jobs"},
     {"__main__"},
 )
 

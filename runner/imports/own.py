@@ -12,7 +12,7 @@ from typing import Any
 
 from runner.errors import quote
 from runner.imports.history import History
-from runner.imports.imported import Imported, Notes, Tree
+from runner.imports.imported import Imported, Notes, Tree, written
 from runner.recipe import SHA256, Policies
 from runner.stated import Record, mapping
 
@@ -144,4 +144,9 @@ def _mapping(value: Any) -> Any:
         isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in value
     ):  # fmt: skip
         return {pair[0]: _mapping(pair[1]) for pair in value}
-    return [_mapping(one) for one in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_mapping(one) for one in value]
+    # All numbers are floats there, and "0.0" is no choice of a parameter that takes 0 or a word.
+    if isinstance(value, float) and value.is_integer() and repr(value) != "-0.0":
+        return written(value)
+    return value
