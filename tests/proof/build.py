@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonschema import Draft202012Validator
 from safetensors.torch import load_file
 
+import runner
 from runner.canonical import canonical_json
 from runner.checkpoint import SIDECAR
 from runner.config import Job, Settings
+from runner.files import look
 from runner.formats.safetensors import output_file, read_header
 from runner.run import run
 from tests.build import write_models
@@ -31,6 +34,16 @@ def made(folder: Path, name: str = "run", cache: Path | None = None, **changes: 
     return own
 
 
+SCHEMA = json.loads((Path(runner.__file__).parent / "schemas" / "proof.json").read_text())
+
+
+def answered(text: str) -> dict[str, Any]:
+    """An answer for programs, which is what its schema says."""
+    found: dict[str, Any] = json.loads(text)
+    Draft202012Validator(SCHEMA).validate(found)
+    return found
+
+
 def asked(job: Job, folder: Path, **changes: Any) -> Settings:
     """The settings of a job on what lies in a folder."""
     return settings(folder, job=job, **changes)
@@ -38,8 +51,6 @@ def asked(job: Job, folder: Path, **changes: Any) -> Settings:
 
 def edited(path: Path, **metadata: str) -> None:
     """Writes a file of tensors once more with other entries in its header; the data stays."""
-    from runner.files import look
-
     tensors, told = read_header(look(path, path.name))
     data = path.read_bytes()[min(offset for offset, _ in tensors.values()) :]
     header = output_file("", {key: spec for key, (_, spec) in tensors.items()}, {**told, **metadata})
@@ -55,7 +66,7 @@ def flip(path: Path, offset: int) -> None:
 
 
 def by_another_machine(folder: Path, key: str, ulps: int) -> None:
-    """Makes of the folder of a run what a machine leaves whose kernels give other last digits of one tensor."""
+    """Makes of a run what a machine leaves whose kernels give other last digits of one tensor."""
     model = folder / NAME
     tensors = load_file(model)
     flat = tensors[key].view(torch.int16).flatten()

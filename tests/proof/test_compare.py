@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,13 @@ from runner.config import Job
 from runner.errors import UsageError
 from runner.proof.job import compare_job
 from tests.build import write_models
-from tests.proof.build import NAME, asked, by_another_machine, made
+from tests.proof.build import NAME, answered, asked, by_another_machine, made
 
 
 def answer(a: Path, b: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     capsys.readouterr()
     compare_job(asked(Job("compare", a=a, b=b, json=True), a.parent))
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
+    return answered(capsys.readouterr().out)
 
 
 def told(a: Path, b: Path, capsys: pytest.CaptureFixture[str]) -> str:

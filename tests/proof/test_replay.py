@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from runner.config import Job
 from runner.errors import CannotReplayError, MismatchError, RunnerError
 from runner.proof.job import replay_job
 from tests.build import write_models
-from tests.proof.build import NAME, asked, by_another_machine, edited, flip, made
+from tests.proof.build import NAME, answered, asked, by_another_machine, edited, flip, made
 
 KEY = "model.diffusion_model.linear.weight"
 
@@ -32,9 +31,9 @@ def answer(source: Path, capsys: pytest.CaptureFixture[str], **changes: Any) -> 
         replay_job(asked(Job("replay", source=source, json=True, **changes), models, **more), out)
     except (MismatchError, CannotReplayError) as raised:
         error = raised
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    found = answered(capsys.readouterr().out)
     assert found["exit_code"] == (error.exit_code if error else 0)
-    assert found["kept"] or os.listdir(out) == []
+    assert found["kept"] or not any(out.iterdir())
     return found
 
 

@@ -14,20 +14,20 @@ from runner.config import Job
 from runner.errors import InputError, MismatchError, UsageError
 from runner.proof.job import verify_job
 from tests.build import write_models
-from tests.proof.build import NAME, asked, edited, flip, made
+from tests.proof.build import NAME, answered, asked, edited, flip, made
 
 
 def answer(source: Path, capsys: pytest.CaptureFixture[str], **changes: Any) -> dict[str, Any]:
     """The answer for programs; what is raised goes with it."""
     capsys.readouterr()
-    error: Exception | None = None
+    error: MismatchError | None = None
     output_dir = changes.pop("output_dir", None)
     folder = changes.pop("models", source.parent)
     try:
         verify_job(asked(Job("verify", source=source, json=True, **changes), folder, output_dir=output_dir))
     except MismatchError as raised:
         error = raised
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    found = answered(capsys.readouterr().out)
     assert found["exit_code"] == (error.exit_code if error else 0)
     return found
 
