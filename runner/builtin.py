@@ -14,7 +14,7 @@ from runner.architectures.configs import PIPELINES, VERSION, Component, Config
 from runner.errors import IncompatibleError, escape
 from runner.formats.diffusers import CONFIG, INDEX, config_text, json_text
 from runner.models import component_config
-from runner.prediction import ZERO, Prediction, predictions
+from runner.prediction import EPSILON, Prediction
 from runner.resolve import Resolved
 from runner.tensors import TensorSpec
 
@@ -22,12 +22,13 @@ Specs = Mapping[str, TensorSpec]
 HINT = "output.config: FOLDER or hf:ORG/NAME names a pipeline whose files are taken instead"
 
 
-def built_in(resolved: Resolved, specs: Specs) -> dict[str, bytes]:
+def built_in(resolved: Resolved, specs: Specs, result: Prediction | None) -> dict[str, bytes]:
     """The files of a folder beside its weights, by name.
 
     Args:
         resolved: the recipe.
         specs: dtype and shape of each tensor of the folder.
+        result: what the model predicts; None: nothing says it.
 
     Raises:
         IncompatibleError: the models are not those the configs are of.
@@ -41,7 +42,7 @@ def built_in(resolved: Resolved, specs: Specs) -> dict[str, bytes]:
     for key, spec in specs.items():
         component, _, name = key.partition("/")
         parts.setdefault(component, {})[name] = spec
-    prediction = _prediction(resolved)
+    prediction = result or _untold(resolved)
     scheduler = _scheduler(resolved, prediction, specs)
     index: Config = {
         "_class_name": pipeline.classes[variant],
@@ -104,28 +105,23 @@ def _check(architecture: Architecture, name: str, component: Component, specs: S
         raise _refused(f"of {architecture.title}, whose {name} has {counts} tensors; found {len(specs)}")
 
 
-def _prediction(resolved: Resolved) -> Prediction:
-    """What the model predicts.
+def _untold(resolved: Resolved) -> Prediction:
+    """What a model predicts of which nothing says it.
 
     Raises:
-        IncompatibleError: nothing says it, and its architecture comes in both kinds.
+        IncompatibleError: its architecture comes in both kinds.
     """
-    primary, stated = resolved.primary, resolved.recipe.output.prediction_type
+    primary = resolved.primary
     assert primary.architecture is not None  # as above
-    found = next(iter(predictions(primary)), None)
-    if stated is not None:
-        kind = stated.removesuffix("_prediction")
-        more = found.more if found and found.kind == kind else ""
-        return Prediction(kind, "output.prediction_type", more)
-    if found is None and primary.architecture.name == "sd2":
+    if primary.architecture.name == "sd2":
         raise IncompatibleError(
             f"{escape(primary.checkpoint.label)}: models of {primary.title} predict noise or v, and the file "
             "does not say which",
             tag="CONFIG",
-            hint="output.prediction_type: epsilon (models of 512 pixels) or v_prediction (of 768); or "
+            hint="prediction_type: epsilon (models of 512 pixels) or v_prediction (of 768) says it; or "
             "output.config: FOLDER names a pipeline whose files are taken",
         )
-    return found or Prediction("epsilon", f"as every {primary.title} that says nothing else")
+    return Prediction(EPSILON, f"as every {primary.title} that says nothing else")
 
 
 def _scheduler(resolved: Resolved, prediction: Prediction, specs: Specs) -> Config:
@@ -136,13 +132,11 @@ def _scheduler(resolved: Resolved, prediction: Prediction, specs: Specs) -> Conf
     """
     architecture = resolved.primary.architecture
     assert architecture is not None  # as above
-    zero = prediction.more == ZERO
-    if not prediction.more or zero:
-        config = PIPELINES[architecture.name].scheduler(prediction.kind, zero, specs)
+    if not prediction.edm:
+        config = PIPELINES[architecture.name].scheduler(prediction.kind, bool(prediction.zero_snr), specs)
         if config is not None:
             return config
-    what = f"{prediction.kind}{prediction.more} ({prediction.place})"
-    raise _refused(f"for the scheduler of a {resolved.primary.title} model that predicts {what}")
+    raise _refused(f"for the scheduler of a {resolved.primary.title} model that predicts {prediction}")
 
 
 def _refused(what: str) -> IncompatibleError:

@@ -25,7 +25,6 @@ def canonical_recipe(recipe: Recipe) -> dict[str, Any]:
         "dtype": dict(recipe.output.dtype),
         "max_shard_bytes": recipe.output.max_shard_bytes,
         "config": canonical_source(recipe.output.config) if recipe.output.config else None,
-        "prediction_type": recipe.output.prediction_type,
         "hide_names": recipe.output.hide_names,
     }
     components = {name: canonical_source(source) for name, source in recipe.components.items()}
@@ -34,6 +33,7 @@ def canonical_recipe(recipe: Recipe) -> dict[str, Any]:
         **_canonical_merge(recipe.merge),
         **({"components": components} if components else {}),
         "compute_dtype": recipe.compute_dtype,
+        **({"prediction_type": recipe.prediction_type} if recipe.prediction_type else {}),
         "output": {name: value for name, value in output.items() if value},
         **{name: text for name, text in texts.items() if text},
     }

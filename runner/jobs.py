@@ -13,6 +13,7 @@ from runner.inspection.job import inspect
 from runner.listing import find_digests, list_models
 from runner.progress import say
 from runner.proof.job import compare_job, replay_job, verify_job
+from runner.publish.publication import publish_run
 
 
 def run_job(settings: Settings, folder: Path) -> dict[str, Any]:
@@ -39,6 +40,9 @@ def run_job(settings: Settings, folder: Path) -> dict[str, Any]:
         return {}
     if job.name == "compare":
         return compare_job(settings)
+    if job.name == "publish":
+        done = publish_run(job.run, settings.publish, settings.output_dir, settings.hub == "offline")
+        return {"output": done.place}
     if job.source is None:
         hint = f"python -m runner job={job.name} source=MODEL.safetensors"
         raise UsageError("source=FILE is missing", hint=hint)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 from runner.architectures import Architecture
 from runner.architectures.layouts import single_file_name
@@ -19,14 +19,16 @@ from runner.errors import IncompatibleError, KeyPath, RecipeError, counted, esca
 from runner.factors import Module, dialect_for, module_name, network_metadata
 from runner.formats import FORMATS
 from runner.lora.algebra import Kind
+from runner.marking import marks, predicting, with_header, with_scheduler
 from runner.methods import Method
 from runner.methods.factors import sides
 from runner.plan import BUFFER, COPIED, KEPT, MERGED, Draw, Job, Load, Plan, Step, Value
+from runner.prediction import Prediction, agreed, disagreeing
 from runner.recipe import Policies
 from runner.resolve import BoundMerge, Resolved
 from runner.taken import taken
 from runner.tensors import OUTPUT_DTYPES, TensorSpec
-from runner.view import INCIDENTAL
+from runner.view import INCIDENTAL, whole
 from runner.weighting import Weighting
 
 # What tensors stored in fp8 are written as if the recipe does not say: it holds the range of any scale.
@@ -34,22 +36,25 @@ FOR_FP8 = "bfloat16"
 
 # Schedules and marker tensors of single files: facts about the primary, not weights.
 _NEVER_MERGED = re.compile(
-    r"(model_ema\.(decay|num_updates)|betas|logvar|scale_factor|v_pred|ztsnr|edm_mean|edm_std|edm_vpred\..+"
+    r"(model_ema\.(decay|num_updates)|betas|logvar|scale_factor|v_pred|ztsnr|edm_mean|edm_std|edm_vpred\..+|global_step"
     r"|(sqrt_|log_)?(recip_|recipm1_|one_minus_)?alphas_cumprod(_prev)?|posterior_\w+)"
 )
 
 
-def make_plan(resolved: Resolved, metadata: Mapping[str, str]) -> Plan:
+def make_plan(
+    resolved: Resolved, metadata: Mapping[str, str], ranks: Mapping[str, int] | None = None
+) -> Plan:
     """Plans a resolved recipe.
 
     Args:
         resolved: the recipe with its models opened.
         metadata: what the header of the output says beside the tensors.
+        ranks: by key, where they were measured. Without them what depends on them has its upper bound.
 
     Raises:
         IncompatibleError: keys or shapes do not fit and the recipe has no policy for them.
     """
-    planner = _Planner(resolved)
+    planner = _Planner(resolved, ranks or {})
     if resolved.merge.method.result == "factors":
         return _lora_plan(planner, metadata)
     given = taken(resolved, planner.nonfinite)
@@ -60,19 +65,28 @@ def make_plan(resolved: Resolved, metadata: Mapping[str, str]) -> Plan:
         planner.unfit.update(found.unfit)
     planner.example.update(given.example)
     planner.raise_if_unfit(given.unfit)
+    result = planner.predict(jobs.values())
+    said = marks(resolved, result)
+    for key in said.removed:
+        arrangement.made.pop(key, None)
+        planner.dropped.setdefault(f"left out: the result predicts {result}", {})[key] = None
+    for job in said.added:
+        jobs[job.key], arrangement.made[job.key] = job, whole(job.key, job.spec)
     output = resolved.recipe.output
     specs = {key: made.spec for key, made in arrangement.made.items()}
     carrier: Checkpoint | dict[str, bytes] | None = resolved.carrier
     if carrier is None and resolved.output_format == "diffusers":
-        carrier = built_in(resolved, specs)
+        carrier = built_in(resolved, specs, result)
         planner.notes.append(lacking(resolved, specs))
     layout = FORMATS[resolved.output_format].layout(
         output.name,
         specs,
         carrier,
-        metadata,
+        with_header(metadata, resolved, result),
         output.max_shard_bytes,
     )
+    if layout.folder:
+        layout = with_scheduler(layout, resolved, result)
     placed = tuple(
         job
         for number, file in enumerate(layout.files)
@@ -102,10 +116,12 @@ def _lora_plan(planner: _Planner, metadata: Mapping[str, str]) -> Plan:
     planner.raise_if_unfit(())
     if not modules:
         raise IncompatibleError("nothing to write: no module of the LoRA has a rank above 0", tag="LORA")
+    result = planner.predict(job for _, job in modules.values())
     said = network_metadata(architecture, (module for module, _ in modules.values()))
+    said = {**with_header(metadata, resolved, result), **said}
     specs = {key: spec for module, _ in modules.values() for key, spec in module.specs.items()}
     output = resolved.recipe.output
-    layout = FORMATS["lora"].layout(output.name, specs, None, {**metadata, **said}, None)
+    layout = FORMATS["lora"].layout(output.name, specs, None, said, None)
     first = {next(iter(module.specs)): (module, job) for module, job in modules.values()}
     jobs = tuple(
         replace(first[key][1], offset=offset, stored=first[key][0].name)
@@ -143,8 +159,9 @@ class _Value:
 class _Planner:
     """Builds the expression of each key, noting what does not fit and what a policy decided."""
 
-    def __init__(self, resolved: Resolved) -> None:
+    def __init__(self, resolved: Resolved, ranks: Mapping[str, int]) -> None:
         self.resolved = resolved
+        self._ranks = ranks
         self.specs = [model.view.specs for model in resolved.models]
         self.dropped: dict[str, dict[str, None]] = {}
         self.widened: dict[str, None] = {}
@@ -160,6 +177,8 @@ class _Planner:
         self._paths: dict[int, KeyPath] = {}
         self._surveys: dict[int, KeyPath] = {}
         self._padded: set[str] = set()
+        self._prediction: Prediction | None = None
+        self._disagreeing: list[str] = []
         self._fate = COPIED
         self._equal: list[Load] = []
         for model in resolved.models:
@@ -290,7 +309,7 @@ class _Planner:
                 for glob in self.nonfinite
             ),
             padded=key in self._padded,
-            lengths=any(self._needs_lengths(load) for load in loads),
+            lengths=self._lengths(loads),
         )
 
     def plan(self, jobs: tuple[Job, ...], layout: Layout) -> Plan:
@@ -302,7 +321,20 @@ class _Planner:
             {reason: tuple(sorted(keys)) for reason, keys in self.dropped.items()},
             {reason: tuple(sorted(keys)) for reason, keys in self.deviations.items()},
             tuple(self.warnings(jobs)),
+            self._prediction,
         )
+
+    def predict(self, jobs: Iterable[Job]) -> Prediction | None:
+        """What the result predicts; notes which models say otherwise.
+
+        Raises:
+            IncompatibleError: they predict different things, and the recipe does not say which it is.
+        """
+        models = predicting(self.resolved, jobs)
+        self._prediction = agreed(models, self.resolved.recipe.prediction_type)
+        if self._prediction is not None:
+            self._disagreeing += disagreeing(models, self._prediction)
+        return self._prediction
 
     def module(self, architecture: Architecture, key: str) -> tuple[Module, Job] | None:
         """The module of a LoRA that changes a tensor, and its job; None if there is none."""
@@ -321,12 +353,14 @@ class _Planner:
         step = job.steps[-1]
         assert step.method.rank is not None  # its result is factors
         of = [self._rank(job.loads[at]) for at in step.arguments] if merge.method.adapters else []
-        rank = step.method.rank(spec.shape, of, **dict(step.parameters))
+        most = step.method.rank(spec.shape, of, **dict(step.parameters))
+        rank = self._ranks.get(key, most)
         if rank == 0:
-            self.dropped.setdefault("rank 0", {})[key] = None
+            self.dropped.setdefault("no change there" if most else "rank 0", {})[key] = None
             return None
+        bound = step.over == "rank" and key not in self._ranks
         module = Module(name, dialect_for(architecture), spec.shape, rank, job.spec.dtype)
-        return module, replace(job, rank=rank, alpha=module.alpha)
+        return module, replace(job, rank=rank, bound=bound, alpha=module.alpha)
 
     def _fits_factors(self, merge: BoundMerge, key: str, name: str | None) -> bool:
         """Whether any of the adapters changes a tensor; notes those that have no factors there."""
@@ -364,9 +398,12 @@ class _Planner:
             for change in self.resolved.models[load.model].changes[load.key]
         )
 
-    def _needs_lengths(self, load: Load) -> bool:
-        changes = self.resolved.models[load.model].changes.get(load.key, ())
-        return any(change.adapter.magnitude is not None for change in changes)
+    def _lengths(self, loads: Iterable[Load]) -> Literal["rows", "inputs"] | None:
+        """Of what adapters must know the lengths; who has all rows has those of each, too."""
+        models = self.resolved.models
+        changes = (change for load in loads for change in models[load.model].changes.get(load.key, ()))
+        needed = {change.adapter.lengths for change in changes}
+        return "inputs" if "inputs" in needed else "rows" if "rows" in needed else None
 
     def _value(self, node: int | BoundMerge, key: str) -> _Value | None:
         """What a model or merge has at a key; None if it has nothing there."""
@@ -588,7 +625,9 @@ class _Planner:
     def warnings(self, jobs: tuple[Job, ...]) -> Iterable[str]:
         """What the user should know before the merge runs."""
         yield from self.resolved.warnings
+        yield from (text for model in self.resolved.models for text in model.checkpoint.warnings)
         yield from self.notes
+        yield from self._disagreeing
         for reason, keys in (*self.dropped.items(), *self.deviations.items()):
             yield f"{reason} ({_listed(keys, self.resolved)})"
         if self.widened:

@@ -20,10 +20,18 @@ IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]i?)?B?", re.ASCII)
 
-_RECIPE_KEYS = ("components", "output", "compute_dtype", "description", "author", "license")
+_RECIPE_KEYS = (
+    "components",
+    "output",
+    "compute_dtype",
+    "prediction_type",
+    "description",
+    "author",
+    "license",
+)
 _POLICY_KEYS = ("force", "missing", "extra", "shapes", "integers", "ema", "nonfinite", "extrapolate")
 _MERGE_KEYS = ("method", "models", "compat", "seed", *_POLICY_KEYS)
-_OUTPUT_KEYS = ("name", "format", "dtype", "max_shard_size", "config", "prediction_type", "hide_names")
+_OUTPUT_KEYS = ("name", "format", "dtype", "max_shard_size", "config", "hide_names")
 _SOURCE_KEYS = ("source", "sha256", "variant")
 
 # Everything a recipe may say beside the parameters of its method.
@@ -40,6 +48,7 @@ class Source:
         variant: which weight files of a diffusers folder, "fp16"; None: the plain ones.
         path: where in the recipe it stands.
         alias: what stands for its name in the result; "": the name itself.
+        locked: the digest by which it is found if its path leads nowhere and the recipe gives none.
     """
 
     name: str
@@ -47,6 +56,7 @@ class Source:
     variant: str | None = None
     path: KeyPath = field(default=(), compare=False)
     alias: str = ""
+    locked: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +137,6 @@ class Output:
         max_shard_bytes: weight files of a diffusers folder are split at this size.
         config: the pipeline a diffusers folder's other files come from; None: the primary, or another
             model of the recipe that is a folder, or built-in ones.
-        prediction_type: what the model predicts, for built-in configs; None: what the primary says.
         hide_names: whether the result says of its inputs what they are, but not how their files are called.
     """
 
@@ -136,7 +145,6 @@ class Output:
     dtype: Mapping[str, str] = field(default_factory=dict)
     max_shard_bytes: int | None = None
     config: Source | None = None
-    prediction_type: str | None = None
     hide_names: bool = False
 
 
@@ -151,6 +159,7 @@ class Recipe:
         compute_dtype: what the arithmetic is done in.
         description, author, license: for the header of the result.
         components: that the result takes whole from a source of their own, component → source.
+        prediction_type: what the result predicts, "epsilon" or "v_prediction"; None: what its models do.
     """
 
     name: str
@@ -161,6 +170,7 @@ class Recipe:
     author: str = ""
     license: str = ""
     components: Mapping[str, Source] = field(default_factory=dict)
+    prediction_type: str | None = None
 
     def sources(self) -> Iterator[Source]:
         """Every source: those of the merge, then those of components."""
@@ -203,9 +213,11 @@ class _Parser:
         self.problems = problems
         self.compute_dtype = "float32"
         self.aliases: dict[str, str] | None = None  # by name, if names are hidden
+        self.prediction_type: str | None = None
 
     def recipe(self, name: str, tree: Mapping[str, Any]) -> Recipe:
         self.compute_dtype = self.word(tree, "compute_dtype", (), COMPUTE_DTYPES) or "float32"
+        self.prediction_type = self.word(tree, "prediction_type", (), PREDICTION_TYPES)
         output = tree.get("output")
         if isinstance(output, Mapping) and self.flag(output, "hide_names", ("output",)):
             self.aliases = {}
@@ -219,13 +231,23 @@ class _Parser:
                     (key,), f"{len(text.encode())} bytes; a header holds at most {MAX_TEXT_BYTES}"
                 )
         self.problems.raise_if_any()
-        return Recipe(name, merge, stored, self.compute_dtype, **texts, components=components)
+        return Recipe(
+            name,
+            merge,
+            stored,
+            self.compute_dtype,
+            **texts,
+            components=components,
+            prediction_type=self.prediction_type,
+        )
 
     def merge(self, tree: Mapping[str, Any], path: KeyPath, policies: Policies, seed: int) -> Merge:
         if path and tree.get("compute_dtype", self.compute_dtype) != self.compute_dtype:
             self.problems.add(
                 (*path, "compute_dtype"), "is said at the top of the recipe, for all its merges"
             )
+        if path and tree.get("prediction_type") not in (None, self.prediction_type):
+            self.problems.add((*path, "prediction_type"), "is said at the top of the recipe, of its result")
         if path and tree.get("components"):
             self.problems.add((*path, "components"), "are given at the top of the recipe, for its result")
         method = tree.get("method")
@@ -346,7 +368,6 @@ class _Parser:
             dtype=self.dtypes(tree.get("dtype")),
             max_shard_bytes=max_shard_bytes,
             config=self.config(tree.get("config")),
-            prediction_type=self.word(tree, "prediction_type", ("output",), PREDICTION_TYPES),
             hide_names=self.aliases is not None,
         )
 

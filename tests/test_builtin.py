@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from runner.architectures import ARCHITECTURES
 from runner.architectures.configs import PIPELINES
 from runner.demo import demo_model
-from runner.errors import IncompatibleError, RecipeError
+from runner.errors import IncompatibleError
 from runner.plan import Plan
 from runner.tensors import TensorSpec
 from tests.architectures.models import specs_of
@@ -31,14 +31,14 @@ UNET = "model.diffusion_model."
 ZERO_SNR = {**V_PRED, "ztsnr": TensorSpec("F32", (0,))}
 
 
-def plan_of(path: Path, **output: Any) -> Plan:
+def plan_of(path: Path, **fields: Any) -> Plan:
     """The plan of a copy of a single file to a folder."""
-    tree = {"method": "copy", "models": {"a": path.name}, "output": {"format": "diffusers", **output}}
+    tree = {"method": "copy", "models": {"a": path.name}, "output": {"format": "diffusers"}, **fields}
     return planned(tree, path.parent)
 
 
 def texts_of(plan: Plan) -> dict[str, Any]:
-    return {name: json.loads(text) for name, text in plan.layout.texts.items()}
+    return {name: json.loads(text) for name, text in plan.layout.texts.items() if name.endswith(".json")}
 
 
 def said(architecture: str) -> dict[str, str]:
@@ -156,7 +156,7 @@ def check_words(texts: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("case", "extra", "output", "expected"),
+    ("case", "extra", "fields", "expected"),
     [
         ("sd1", {}, {}, ("PNDMScheduler", "epsilon", False)),
         ("sd1", V_PRED, {}, ("DDIMScheduler", "v_prediction", False)),
@@ -175,10 +175,10 @@ def check_words(texts: dict[str, Any]) -> None:
     ],
 )
 def test_the_scheduler_is_that_of_what_the_model_predicts(
-    case: str, extra: Specs, output: dict[str, str], expected: tuple[str, str, bool], tmp_path: Path
+    case: str, extra: Specs, fields: dict[str, str], expected: tuple[str, str, bool], tmp_path: Path
 ) -> None:
     path = header_only(tmp_path / "m.safetensors", {**single(case), **extra})
-    config = texts_of(plan_of(path, **output))["scheduler/scheduler_config.json"]
+    config = texts_of(plan_of(path, **fields))["scheduler/scheduler_config.json"]
     scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
     zero = getattr(scheduler.config, "rescale_betas_zero_snr", False)
     assert (config["_class_name"], scheduler.config.prediction_type, zero) == expected
@@ -191,7 +191,7 @@ def test_stable_diffusion_2_has_to_say_what_it_predicts(tmp_path: Path) -> None:
     path = header_only(tmp_path / "m.safetensors", single("sd2"))
     with pytest.raises(IncompatibleError, match="does not say which") as caught:
         plan_of(path)
-    assert "output.prediction_type: epsilon" in str(caught.value.hint)
+    assert "prediction_type: epsilon" in str(caught.value.hint)
     spec = {"modelspec__architecture": "stable-diffusion-v2-768-v"}
     path = header_only(tmp_path / "v.safetensors", single("sd2"), **spec)
     texts = texts_of(plan_of(path))
@@ -267,19 +267,6 @@ def test_a_transformer_alone_makes_a_folder_that_says_what_it_lacks(tmp_path: Pa
     assert [index[name] for name in lacking] == [[None, None]] * 5
     assert any(f"the folder has no {', '.join(lacking)}" in warning for warning in plan.warnings)
     assert any("vae=..." in warning and "output.config" in warning for warning in plan.warnings)
-
-
-def test_what_a_model_predicts_is_not_said_where_nothing_built_in_is_used(
-    cache: Path, tmp_path: Path
-) -> None:
-    tree: dict[str, Any] = {"method": "copy", "models": {"a": "demo:photo"}}
-    for output in ({"format": "diffusers"}, {"format": "checkpoint"}):
-        tree["output"] = {**output, "prediction_type": "epsilon"}
-        with pytest.raises(RecipeError, match="leave it out"):
-            planned(tree, tmp_path, cache)
-    tree["output"] = {"prediction_type": "v"}
-    with pytest.raises(RecipeError, match="expected epsilon or v_prediction"):
-        planned(tree, tmp_path, cache)
 
 
 def test_a_folder_with_built_in_files_opens_with_a_tokenizer_and_says_so_without(

@@ -83,6 +83,8 @@ MISTAKES: list[tuple[dict[str, Any], str, str]] = [
     ({"missing": "kep"}, "missing", 'did you mean "keep"'),
     ({"nonfinite": "x"}, "nonfinite", "list of key patterns"),
     ({"compute_dtype": "float16"}, "compute_dtype", "float32 or float64"),
+    ({"prediction_type": "v"}, "prediction_type", "epsilon or v_prediction"),
+    ({"prediction_type": "v_predicton"}, "prediction_type", 'did you mean "v_prediction"'),
     ({"output": "x"}, "output", "{name: ..., dtype: ...}"),
     ({"output": {"nam": "x"}}, "output.nam", 'did you mean "name"'),
     ({"output": {"name": "a/b"}}, "output.name", "letters, digits"),
@@ -113,6 +115,13 @@ def test_a_nested_merge_cannot_have_a_compute_dtype_of_its_own() -> None:
     nested = {**MINIMAL, "compute_dtype": "float64"}
     (line,) = mistakes(models={"a": "x", "b": nested})
     assert "at the top" in line
+
+
+def test_a_nested_merge_predicts_what_the_recipe_says_at_the_top() -> None:
+    nested = {**MINIMAL, "prediction_type": "epsilon"}
+    (line,) = mistakes(models={"a": "x", "b": nested})
+    assert "at the top" in line
+    assert parse(models={"a": "x", "b": nested}, prediction_type="epsilon").prediction_type == "epsilon"
 
 
 @pytest.mark.parametrize(

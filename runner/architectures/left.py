@@ -59,7 +59,7 @@ _PATTERNS: dict[str, tuple[tuple[Kind, str], ...]] = {
         (Kind.SCHEDULE, _SCHEDULE),
         (Kind.POSITION_IDS, rf"{_TEXT}transformer\.(text_model\.)?embeddings\.position_ids"),
         (Kind.LOGIT_SCALE, rf"{_TEXT}((model|transformer)\.)?logit_scale"),
-        (Kind.MARKER, r"v_pred|ztsnr|edm_(mean|std)|edm_vpred\.sigma_(min|max)"),
+        (Kind.MARKER, r"v_pred|ztsnr|edm_(mean|std)|edm_vpred\.sigma_(min|max)|global_step"),
         (Kind.UNUSED, _LAST_OF_SD2),
         (Kind.UNUSED, rf"{_TEXT}transformer\.text_projection(\.weight)?"),
     ),

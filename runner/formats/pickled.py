@@ -53,13 +53,14 @@ class PickledFile:
         if variant is not None:
             raise InputError(f"{escape(label)}: variant {quote(variant)} given, but this is a single file")
         file = look(path, label)
-        tensors = read_pickled(file)
+        tensors, metadata = read_saved(file)
         return Checkpoint(
             label=label,
             format="checkpoint",
             root=path,
             files=(file,),
             tensors={key: Stored(0, offset, spec) for key, (offset, spec) in tensors.items()},
+            metadata=metadata,
             title="pickle, single file",
         )
 
@@ -86,6 +87,15 @@ def _kind(start: bytes) -> str | None:
 
 def read_pickled(file: InputFile) -> dict[str, tuple[int, TensorSpec]]:
     """Key → (byte offset in the file, spec) in file order.
+
+    Raises:
+        InputError: as read_saved.
+    """
+    return read_saved(file)[0]
+
+
+def read_saved(file: InputFile) -> tuple[dict[str, tuple[int, TensorSpec]], dict[str, str]]:
+    """The same, and what is said beside the tensors and of use to anyone: the steps of the training.
 
     Raises:
         InputError: the file is not what torch.save writes for a state dict; says what is wrong.
@@ -118,7 +128,8 @@ def read_pickled(file: InputFile) -> dict[str, tuple[int, TensorSpec]]:
         (begins[tensor.storage.key] + tensor.begin if tensor.spec.nbytes else 0, key, tensor.spec)
         for key, tensor in tensors.items()
     ]
-    return {key: (at, spec) for at, key, spec in sorted(places, key=lambda place: place[:2])}
+    tensors_at = {key: (at, spec) for at, key, spec in sorted(places, key=lambda place: place[:2])}
+    return tensors_at, _metadata(saved)
 
 
 def _read_zip(read: Read, size: int, label: str) -> tuple[object, Mapping[str, int]]:
@@ -220,6 +231,11 @@ def _state_dict(saved: object, label: str) -> dict[str, StoredTensor]:
             error.hint = "save it again with every tensor .contiguous()"
             raise error
     return tensors
+
+
+def _metadata(saved: object) -> dict[str, str]:
+    steps = saved.get("global_step") if isinstance(saved, dict) else None
+    return {"global_step": str(steps)} if type(steps) is int and 0 <= steps < 1 << 63 else {}
 
 
 def _tensors(part: dict[str, object]) -> dict[str, StoredTensor]:

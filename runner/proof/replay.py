@@ -255,7 +255,7 @@ def replay(
     target = output_dir / plan.layout.name
     if settings.job.keep:
         target = check_place(plan.layout, output_dir, input_identities(resolved))
-    with build(plan, placement, settings, target, record, computed) as (staging, made):
+    with build(plan, placement, settings, target, record, computed=computed) as (staging, made):
         found_difference = difference(plan, staging, made, places, texts, settings)
         record.text()  # what this machine is, to be compared with what that one was
         word = found_difference.word(settings.job.ulps)

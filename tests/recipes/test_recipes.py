@@ -20,10 +20,11 @@ from runner.config import Job
 from runner.demo import DEMO_MODELS, demo_model
 from runner.formats.diffusers import DiffusersFolder
 from runner.formats.safetensors import SafetensorsFile
-from runner.lora.adapters import folder_specs, read_adapters
+from runner.lora.adapters import read_adapters
 from runner.methods import METHODS
 from runner.proof.job import replay_job
 from runner.run import run as run_recipe
+from runner.view import view_of
 from tests.build import here, random_tensors
 from tests.test_record import settings
 
@@ -102,7 +103,7 @@ def test_a_recipe_whose_result_is_a_lora_gives_one_that_fits_its_first_model(
     file = result(merged, f"{path.stem}.safetensors")
     first = next(iter(record(merged, path.stem)["deterministic"]["inputs"]))["source"]
     base = DiffusersFolder().open(demo_model(first.removeprefix("demo:"), cache), first, None)
-    specs = folder_specs(ARCHITECTURES["sd1"], "diffusers", base.specs)
+    specs = view_of(ARCHITECTURES["sd1"], "diffusers", base.specs).specs
     ours = SafetensorsFile().open(file, file.name, None)
     found = read_adapters(ARCHITECTURES["sd1"], specs, ours.specs, ours.metadata)
     found.check(file.name)
