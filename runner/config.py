@@ -19,6 +19,11 @@ from runner.tensors import SUM_ELEMENTS
 
 MAX_THREADS = 256
 RECIPE_JOBS = ("merge", "plan", "lock")  # those that run a recipe
+OTHER_JOBS = (
+    *("methods", "presets", "import", "inspect", "models", "find", "publish"),
+    *("verify", "replay", "compare"),
+)
+MAX_ULPS = 1 << 20
 MAX_TILE_ELEMENTS = 1 << 26
 MAX_PATIENCE = 86400  # seconds
 
@@ -29,9 +34,10 @@ class Job:
 
     Attributes:
         name: "merge", "plan" or "lock" by a recipe; "methods", "presets"; "import" from a source, "inspect"
-            of one or two; "models" and "find" of all there are.
-        keys: of a merge, plan or inspection: lists "all" keys or a "summary".
-        source: of an import or inspection: the file it reads.
+            of one or two; "models" and "find" of all there are; "verify" and "replay" of a result, "compare"
+            of two; "publish" of a run.
+        keys: of a merge, plan, inspection or comparison: lists "all" keys or a "summary".
+        source: of an import, inspection, verify or replay: the file it reads.
         output: of an import: the recipe it writes; None: a name of its own.
         overwrite: of an import: whether it may replace a file.
         method: of methods: the one that is explained; None: all are listed.
@@ -41,7 +47,12 @@ class Job:
         hashes: of an inspection: whether files are read for their hashes.
         distances: of an inspection: whether both models are read for how far they are apart.
         match: of models and find: a glob that names or paths must match; None: all.
-        json: of models: whether the list is for programs.
+        json: of models, verify, replay and compare: whether the answer is for programs.
+        inputs: of verify: whether the inputs are looked for and hashed too.
+        proof: of verify: whether it fails if nothing vouches for the model.
+        keep: of replay: whether the model that is built is kept.
+        ulps: of replay: by how many units in the last place tensors may differ that promise no more.
+        a, b: of compare: the two runs.
         run: of publish: the folder of the run.
         update: of lock: whether what a lock says may be changed.
     """
@@ -59,6 +70,12 @@ class Job:
     distances: bool = False
     match: str | None = None
     json: bool = False
+    inputs: bool = False
+    proof: bool = False
+    keep: bool = False
+    ulps: int = 0
+    a: Path | None = None
+    b: Path | None = None
     run: Path | None = None
     update: bool = False
 
@@ -132,9 +149,7 @@ def settings_of(config: DictConfig) -> Settings:
 
 
 def _job(node: _Node) -> Job:
-    name = node.word(
-        "name", (*RECIPE_JOBS, "methods", "presets", "import", "inspect", "models", "find", "publish")
-    )
+    name = node.word("name", (*RECIPE_JOBS, *OTHER_JOBS))
     if name == "lock":
         return Job(name, update=node.flag("update"))
     if name in RECIPE_JOBS:
@@ -145,6 +160,17 @@ def _job(node: _Node) -> Job:
         return Job(name, match=node.text("match"), json=node.flag("json"))
     if name == "find":
         return Job(name, match=node.text("match"))
+    if name == "verify":
+        source, json = node.path("source", "a file or folder"), node.flag("json")
+        return Job(name, source=source, json=json, inputs=node.flag("inputs"), proof=node.flag("proof"))
+    if name == "replay":
+        source, json = node.path("source", "a file or folder"), node.flag("json")
+        ulps = node.integer("ulps", 0, MAX_ULPS)
+        return Job(name, source=source, json=json, keep=node.flag("keep"), ulps=ulps)
+    if name == "compare":
+        a, b = (node.path(side, "a file or folder") for side in "ab")
+        keys = node.word("keys", ("summary", "all"))
+        return Job(name, keys=keys, a=a, b=b, json=node.flag("json"))
     if name == "publish":
         return Job(name, run=node.path("run"))
     if name == "presets":

@@ -303,7 +303,8 @@ class _Parser:
             self.problems.add(("components",), f"expected sources: {{vae: SOURCE, ...}}; found {quote(tree)}")
             return {}
         result: dict[str, Source] = {}
-        for component, source in tree.items():
+        # By name: their order must not decide bytes, since canonical recipes do not keep it.
+        for component, source in sorted(tree.items(), key=lambda item: str(item[0])):
             at = ("components", component)
             if isinstance(source, str):
                 result[component] = self.source({"source": source}, at)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from runner.card import NAME as CARD
@@ -121,7 +122,7 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
         text_of_record = record.text().encode()
         write_file(folder / "run.json", text_of_record)
         if made is not None:
-            _write_beside(folder, plan, made, record, text_of_record)
+            write_beside(folder, plan, made, record, text_of_record)
     except OutputError as error:
         if path is not None:
             raise OutputError(
@@ -151,7 +152,7 @@ def _announced(plan: Plan, settings: Settings, output_dir: Path) -> list[str]:
         return []
     kind = kind_of(plan.resolved.output_format, {job.place.component for job in plan.jobs})
     model = Model((output_dir / plan.layout.name), kind, {})
-    return announce(settings.publish, model, _identities(plan.resolved), settings.hub == "offline")
+    return announce(settings.publish, model, input_identities(plan.resolved), settings.hub == "offline")
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,7 @@ class Made:
         inputs: digests of the weight files.
         outputs: digests of the model's weight files.
         sidecar: the digests of its tensors.
+        tensors: SHA-256 of the data of each.
     """
 
     layout: Layout
@@ -171,6 +173,7 @@ class Made:
     inputs: Mapping[InputFile, str]
     outputs: Sequence[str]
     sidecar: bytes
+    tensors: Mapping[str, str]
 
 
 def merge(
@@ -186,12 +189,47 @@ def merge(
     Returns:
         The path of the model, and what it is known by.
     """
-    target = check_place(plan.layout, output_dir, _identities(plan.resolved))
+    target = check_place(plan.layout, output_dir, input_identities(plan.resolved))
+    with (
+        build(plan, placement, settings, target, record, lock) as (staging, made),
+        record.stage("publish"),
+    ):
+        staging.publish(made.sidecar)
+    return target, made
+
+
+@contextmanager
+def build(
+    plan: Plan,
+    placement: Placement,
+    settings: Settings,
+    target: Path,
+    record: RunRecord,
+    lock: Held | None = None,
+    computed: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[tuple[Staging, Made]]:
+    """Executes a plan up to the moment before the model gets its name; without that nothing stays.
+
+    Args:
+        plan: what to do.
+        placement: where.
+        settings: how.
+        target: the path the model would have.
+        record: is told everything.
+        lock: what the recipe is held to.
+        computed: digests of inputs that this process has computed, by Identity.key.
+
+    Yields:
+        The model under its partial name, and what it is known by.
+    """
+    files = plan.resolved.files
     if plan.is_bound:
         check_room(plan.layout, target)
         with (
             record.stage("ranks"),
-            InputDigests(plan.resolved.files, _memory(settings), placement.threads) as digests,
+            InputDigests(
+                plan.resolved.files, _memory(settings), placement.threads, computed=computed
+            ) as digests,
         ):
             plan = _with_ranks(plan, placement, digests, settings)
         placement = _place(plan, settings)
@@ -200,7 +238,7 @@ def merge(
         record.warn(warning)
     with (
         Staging(plan.layout, target, checked=settings.verify) as staging,
-        InputDigests(plan.resolved.files, _memory(settings), placement.threads) as digests,
+        InputDigests(files, _memory(settings), placement.threads, computed=computed) as digests,
         progress(plan.layout.nbytes, target.name, settings.progress) as advance,
     ):
         if staging.stale:
@@ -209,8 +247,8 @@ def merge(
         with record.stage("import"):
             from runner.execute import execute
         with record.stage("execute"):
-            identities = merge_identities(plan.resolved, digests.wait()) if plan.draws else {}
-            outcome = execute(plan, placement, staging, advance, identities)
+            drawn = merge_identities(plan.resolved, digests.wait()) if plan.draws else {}
+            outcome = execute(plan, placement, staging, advance, drawn)
             for warning in outcome.warnings:
                 record.warn(warning)
         with record.stage("digest"):
@@ -234,9 +272,8 @@ def merge(
                 record.warn(warning)
         if plan.keeps_primary and not any(difference for difference, _ in outcome.moved.values()):
             record.warn(f"the result equals {quote(plan.resolved.primary.checkpoint.label)}: nothing moved")
-        with record.stage("publish"):
-            staging.publish(sidecar)
-    return target, Made(layout, card, known, [str(one.sha256) for one in hashes], sidecar)
+        outputs = [str(one.sha256) for one in hashes]
+        yield staging, Made(layout, card, known, outputs, sidecar, outcome.tensors)
 
 
 def _finished(
@@ -300,7 +337,7 @@ def _memory(settings: Settings) -> Path | None:
     return settings.cache_dir / "digests.json" if settings.digests == "remember" else None
 
 
-def _write_beside(folder: Path, plan: Plan, made: Made, record: RunRecord, text: bytes) -> None:
+def write_beside(folder: Path, plan: Plan, made: Made, record: RunRecord, text: bytes) -> None:
     """Writes what stands beside the record: the card of a single file, and the statement.
 
     Raises:
@@ -344,7 +381,7 @@ def _with_ranks(plan: Plan, placement: Placement, digests: InputDigests, setting
     return plan_with_origins(resolved, ranks)
 
 
-def _identities(resolved: Resolved) -> set[tuple[int, int]]:
+def input_identities(resolved: Resolved) -> set[tuple[int, int]]:
     """(device, inode) of every input: the output must be none of them."""
     checkpoints = [model.checkpoint for model in resolved.models]
     files = {

@@ -160,6 +160,18 @@ def test_the_jobs_on_the_models_there_are_have_their_settings() -> None:
     assert settings_of(composed("job=find")).job == Job("find")
 
 
+def test_the_jobs_on_what_was_recorded_have_their_settings() -> None:
+    assert settings_of(composed("job=verify", "source=x", "job.inputs=true", "job.proof=true")).job == Job(
+        "verify", source=Path("x"), inputs=True, proof=True
+    )
+    replay = composed("job=replay", "source=x", "job.keep=true", "job.ulps=1", "job.json=true")
+    assert settings_of(replay).job == Job("replay", source=Path("x"), keep=True, ulps=1, json=True)
+    assert settings_of(composed("job=compare", "job.a=x", "job.b=y")).job == Job(
+        "compare", a=Path("x"), b=Path("y")
+    )
+    assert refused(composed("job=replay", "job.ulps=-1")).startswith("job.ulps: expected an integer from 0")
+
+
 @pytest.mark.parametrize(
     ("overrides", "target"),
     [
@@ -291,7 +303,7 @@ def test_a_tile_is_a_multiple_of_what_sums_are_taken_over(value: int) -> None:
         (
             {"job": {"name": "mrege", "keys": "all"}},
             "job.name: expected merge or plan or lock or methods or presets or import or inspect or models "
-            "or find or publish; ",
+            "or find or publish or verify or replay or compare; ",
         ),
         (
             {"job": {"name": "plan", "keys": "al"}},

@@ -56,8 +56,9 @@ LAYERS = (
     {"earlier", "locking"},
     {"inspection", "listing"},
     {"catalogue"},
-    {"jobs"},
     {"run", "sweep"},
+    {"proof"},
+    {"jobs"},
     {"interrupts"},
     {"__main__"},
 )
