@@ -127,7 +127,7 @@ def _job(
     if settings.job.name not in RECIPE_JOBS:
         from runner.jobs import run_job
 
-        return run_job(settings, folder)
+        return run_job(settings, folder, overrides)
     if choice is None:
         raise UsageError("recipe=NAME is missing", hint="python -m runner --help lists the recipes")
     if settings.resume is not None and not swept:

@@ -21,7 +21,7 @@ MAX_THREADS = 256
 RECIPE_JOBS = ("merge", "plan", "lock")  # those that run a recipe
 OTHER_JOBS = (
     *("methods", "presets", "import", "inspect", "models", "find", "publish"),
-    *("verify", "replay", "compare"),
+    *("verify", "replay", "compare", "compose"),
 )
 MAX_ULPS = 1 << 20
 MAX_TILE_ELEMENTS = 1 << 26
@@ -35,7 +35,7 @@ class Job:
     Attributes:
         name: "merge", "plan" or "lock" by a recipe; "methods", "presets"; "import" from a source, "inspect"
             of one or two; "models" and "find" of all there are; "verify" and "replay" of a result, "compare"
-            of two; "publish" of a run.
+            of two; "publish" of a run; "compose".
         keys: of a merge, plan, inspection or comparison: lists "all" keys or a "summary".
         source: of an import, inspection, verify or replay: the file it reads.
         output: of an import: the recipe it writes; None: a name of its own.
@@ -46,6 +46,10 @@ class Job:
         variant: of an inspection: which weight files of a diffusers folder, "fp16".
         hashes: of an inspection: whether files are read for their hashes.
         distances: of an inspection: whether both models are read for how far they are apart.
+        recipe: of compose: the one that is opened; None: a new one.
+        browser: of compose: whether a browser shows the form.
+        port: where it is served to the browser; 0: any free one.
+        confined: of compose: whether models outside the folders of the settings are refused, as in a browser.
         match: of models and find: a glob that names or paths must match; None: all.
         json: of models, verify, replay and compare: whether the answer is for programs.
         inputs: of verify: whether the inputs are looked for and hashed too.
@@ -68,6 +72,10 @@ class Job:
     variant: str | None = None
     hashes: bool = False
     distances: bool = False
+    recipe: str | None = None
+    browser: bool = False
+    port: int = 0
+    confined: bool = False
     match: str | None = None
     json: bool = False
     inputs: bool = False
@@ -129,7 +137,7 @@ def settings_of(config: DictConfig) -> Settings:
         tile_elements=node.integer("tile_elements", SUM_ELEMENTS, MAX_TILE_ELEMENTS),
         digests=node.word("digests", ("remember", "fresh")),
         verify=node.flag("verify"),
-        progress=node.word("progress", ("auto", "on", "off")),
+        progress=node.word("progress", ("auto", "on", "off", "lines")),
         hub=node.word("hub", ("online", "offline")),
         model_folders=node.paths("model_folders", default_folders),
         publish=_target(publish) if publish.tree else None,
@@ -173,6 +181,14 @@ def _job(node: _Node) -> Job:
         return Job(name, keys=keys, a=a, b=b, json=node.flag("json"))
     if name == "publish":
         return Job(name, run=node.path("run"))
+    if name == "compose":
+        return Job(
+            name,
+            recipe=node.text("recipe"),
+            browser=node.flag("browser"),
+            port=node.integer("port", 0, 65535),
+            confined=node.flag("confined"),
+        )
     if name == "presets":
         return Job(name, preset=node.text("preset"))
     if name == "inspect":

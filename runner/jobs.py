@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from runner.proof.job import compare_job, replay_job, verify_job
 from runner.publish.publication import publish_run
 
 
-def run_job(settings: Settings, folder: Path) -> dict[str, Any]:
+def run_job(settings: Settings, folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Does what `job=` says; returns what a table of many runs shows.
 
     Args:
         settings: what is asked, and how.
         folder: of the run.
+        overrides: of the command line.
 
     Raises:
         UsageError: something the job needs is not said.
@@ -43,6 +45,10 @@ def run_job(settings: Settings, folder: Path) -> dict[str, Any]:
     if job.name == "publish":
         done = publish_run(job.run, settings.publish, settings.output_dir, settings.hub == "offline")
         return {"output": done.place}
+    if job.name == "compose":
+        from runner.ui.job import compose
+
+        return compose(settings, overrides)
     if job.source is None:
         hint = f"python -m runner job={job.name} source=MODEL.safetensors"
         raise UsageError("source=FILE is missing", hint=hint)

@@ -153,6 +153,13 @@ def test_more_folders_are_a_list_or_what_the_environment_names(monkeypatch: pyte
     assert parsed(model_folders=[]).model_folders == ()
 
 
+def test_the_form_has_its_settings() -> None:
+    assert settings_of(composed("job=compose")).job == Job("compose")
+    told = settings_of(composed("job=compose", "job.recipe=mine", "job.browser=true", "job.port=8000"))
+    assert told.job == Job("compose", recipe="mine", browser=True, port=8000)
+    assert "job.port" in refused(composed("job=compose", "job.port=70000"))
+
+
 def test_the_jobs_on_the_models_there_are_have_their_settings() -> None:
     assert settings_of(composed("job=models", "job.match='*a*'", "job.json=true")).job == Job(
         "models", match="*a*", json=True
@@ -303,7 +310,7 @@ def test_a_tile_is_a_multiple_of_what_sums_are_taken_over(value: int) -> None:
         (
             {"job": {"name": "mrege", "keys": "all"}},
             "job.name: expected merge or plan or lock or methods or presets or import or inspect or models "
-            "or find or publish or verify or replay or compare; ",
+            "or find or publish or verify or replay or compare or compose; ",
         ),
         (
             {"job": {"name": "plan", "keys": "al"}},

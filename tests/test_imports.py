@@ -56,6 +56,7 @@ LAYERS = (
     {"earlier", "locking"},
     {"inspection", "listing"},
     {"catalogue"},
+    {"ui"},
     {"run", "sweep"},
     {"proof"},
     {"jobs"},
@@ -188,6 +189,14 @@ def test_only_place_asks_accelerate_and_only_the_engine_needs_torch_to_be_import
         assert not heavy & {"numpy", "accelerate", "diffusers", "transformers", "huggingface_hub"}, name
         asks = "huggingface_hub" in {n.split(".")[0] for n in imported(path)}
         assert not asks or name in ("runner.hub", "runner.publish.hub"), name
+
+
+def test_only_the_form_knows_textual_and_nothing_imports_it_before_it_is_asked_for() -> None:
+    for name, path in modules().items():
+        drawn = {other.split(".")[0] for other in imported(path)} & {"textual", "textual_serve", "aiohttp"}
+        assert not drawn or room(name) == "ui", name
+    code = "import runner.__main__, runner.jobs, runner.ui.job, sys; assert 'textual' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_everything_up_to_the_plan_is_imported_without_torch() -> None:

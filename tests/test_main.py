@@ -172,7 +172,8 @@ def test_help_teaches_and_names_jobs_and_recipes(tmp_path: Path) -> None:
     done = run(tmp_path, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     jobs = (
-        "compare, find, import, inspect, lock, merge, methods, models, plan, presets, publish, replay, verify"
+        "compare, compose, find, import, inspect, lock, merge, methods, models, plan, presets, publish, "
+        "replay, verify"
     )
     assert f"job: {jobs}" in done.stdout
     assert "recipe: add_difference, " in done.stdout
