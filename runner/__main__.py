@@ -36,7 +36,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.compose import DATA_ROOT, is_file, recipe_folders, recipe_names, recipe_of, register
 from runner.config import RECIPE_JOBS, settings_of
 from runner.errors import Interrupted, OutputError, RecipeError, RunnerError, UsageError, nearest, quote
-from runner.interrupts import Interrupts, is_told, leave_to_the_system
+from runner.interrupts import Interrupts, interruption_in, is_told, leave_to_the_system
 from runner.sweep import write_status, write_tables
 from runner.write import write_file
 
@@ -108,7 +108,7 @@ def _hydra_main(config: DictConfig) -> None:
         _record_failure(folder, overrides, code, message)
         if not swept:
             sys.exit(code)
-        interrupted = not isinstance(error, Exception)
+        interrupted = interruption_in(error) is not None
     if not swept and (_is_without_recipe(context) or summary.get("earlier")):
         _leave_nothing(folder)
     if swept:
@@ -190,6 +190,7 @@ def _record_failure(folder: Path, overrides: Sequence[str], code: int, message: 
 
 def tell(error: BaseException, logged: Path | None = None) -> int:
     """Says on stderr what went wrong; returns the exit code."""
+    error = interruption_in(error) or error
     if isinstance(error, KeyboardInterrupt):
         error = Interrupted(signal.SIGINT)
     if isinstance(error, Interrupted):

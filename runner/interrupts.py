@@ -43,13 +43,22 @@ class Interrupts:
             os._exit(128 + number)
 
     def _again(self, number: int, frame: FrameType | None) -> None:
-        handled = sys.exc_info()[1]
-        while handled is not None:
-            if handled is self._raised:
-                return
-            handled = handled.__context__
-        if self._raised is not None:
+        if self._raised is not None and interruption_in(sys.exc_info()[1]) is None:
             raise self._raised
+
+
+def interruption_in(error: BaseException | None) -> BaseException | None:
+    """The interruption that an error is, or that made it: what is cleaned up half made can fail too."""
+    errors, seen = [error], set()
+    while errors:
+        one = errors.pop()
+        if one is None or id(one) in seen:
+            continue
+        if isinstance(one, (KeyboardInterrupt, Interrupted)):
+            return one
+        seen.add(id(one))
+        errors += [one.__context__, one.__cause__]
+    return None
 
 
 def is_told() -> None:

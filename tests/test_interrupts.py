@@ -102,3 +102,21 @@ Last()
 """
     status, _, errors = ended(code)
     assert status == 0 and "ValueError: lost" in errors
+
+
+def test_an_error_that_an_interruption_made_is_told_as_an_interruption() -> None:
+    """As OmegaConf does: it cleans up a node that is half made, and says what fails then in its own words."""
+    code = """
+from runner.__main__ import tell
+try:
+    try:
+        try:
+            send(signal.SIGTERM)
+        finally:
+            None.half_made
+    except AttributeError as error:
+        raise ValueError("does not fit") from error
+except ValueError as error:
+    sys.exit(tell(error))
+"""
+    assert ended(code) == (143, "", "runner: interrupted. Nothing unfinished is left behind.\n")

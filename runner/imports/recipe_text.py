@@ -44,7 +44,7 @@ def recipe_text(imported: Imported, label: str) -> str:
 
 def tree_text(tree: Mapping[str, Any]) -> str:
     """A recipe as YAML, without a comment and unchecked."""
-    return "\n".join(_lines(tree, 0)) + "\n"
+    return "\n".join(yaml_lines(tree, 0)) + "\n"
 
 
 def unknown_names(tree: Mapping[str, Any]) -> Iterator[Note]:
