@@ -18,7 +18,7 @@ from runner.recipe import parse_size
 from runner.tensors import SUM_ELEMENTS
 
 MAX_THREADS = 256
-RECIPE_JOBS = ("merge", "plan")  # those that run a recipe
+RECIPE_JOBS = ("merge", "plan", "lock")  # those that run a recipe
 MAX_TILE_ELEMENTS = 1 << 26
 MAX_PATIENCE = 86400  # seconds
 
@@ -28,8 +28,8 @@ class Job:
     """What is done.
 
     Attributes:
-        name: "merge" or "plan" by a recipe; "methods", "presets"; "import" from a source, "inspect" of one
-            or two; "models" and "find" of all there are.
+        name: "merge", "plan" or "lock" by a recipe; "methods", "presets"; "import" from a source, "inspect"
+            of one or two; "models" and "find" of all there are.
         keys: of a merge, plan or inspection: lists "all" keys or a "summary".
         source: of an import or inspection: the file it reads.
         output: of an import: the recipe it writes; None: a name of its own.
@@ -43,6 +43,7 @@ class Job:
         match: of models and find: a glob that names or paths must match; None: all.
         json: of models: whether the list is for programs.
         run: of publish: the folder of the run.
+        update: of lock: whether what a lock says may be changed.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Job:
     match: str | None = None
     json: bool = False
     run: Path | None = None
+    update: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,9 @@ class Settings:
     hub: str
     model_folders: tuple[Path, ...] = ()
     publish: Target | None = None
+    locked: bool = False
+    rerun: bool = False
+    resume: Path | None = None
 
 
 def settings_of(config: DictConfig) -> Settings:
@@ -111,6 +116,9 @@ def settings_of(config: DictConfig) -> Settings:
         hub=node.word("hub", ("online", "offline")),
         model_folders=node.paths("model_folders", default_folders),
         publish=_target(publish) if publish.tree else None,
+        locked=node.flag("locked"),
+        rerun=node.flag("rerun"),
+        resume=node.path("resume", "the folder of a sweep"),
     )
     for name in ("source", "run"):  # jobs that read one refer to it
         node.take(name)
@@ -127,6 +135,8 @@ def _job(node: _Node) -> Job:
     name = node.word(
         "name", (*RECIPE_JOBS, "methods", "presets", "import", "inspect", "models", "find", "publish")
     )
+    if name == "lock":
+        return Job(name, update=node.flag("update"))
     if name in RECIPE_JOBS:
         return Job(name, keys=node.word("keys", ("summary", "all")))
     if name == "methods":

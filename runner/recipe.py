@@ -48,6 +48,7 @@ class Source:
         variant: which weight files of a diffusers folder, "fp16"; None: the plain ones.
         path: where in the recipe it stands.
         alias: what stands for its name in the result; "": the name itself.
+        locked: the digest by which it is found if its path leads nowhere and the recipe gives none.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Source:
     variant: str | None = None
     path: KeyPath = field(default=(), compare=False)
     alias: str = ""
+    locked: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

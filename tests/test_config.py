@@ -29,6 +29,9 @@ DEFAULTS: dict[str, Any] = {
     "verify": True,
     "progress": "auto",
     "hub": "online",
+    "locked": False,
+    "rerun": False,
+    "resume": None,
     "recipe": {},
 }
 
@@ -200,6 +203,13 @@ def test_a_wrong_target_is_told_with_its_place(tree: Any, words: str) -> None:
     assert refused(OmegaConf.create({**DEFAULTS, "publish": tree})).startswith(words)
 
 
+def test_a_lock_and_what_is_done_already_have_their_settings() -> None:
+    settings = settings_of(composed("job=lock", "job.update=true", "locked=true", "rerun=true", "resume=x"))
+    assert settings.job == Job("lock", update=True)
+    assert (settings.locked, settings.rerun, settings.resume) == (True, True, Path("x"))
+    assert not settings_of(composed("job=lock")).job.update
+
+
 MISTAKES: list[tuple[str, Any, str]] = [
     *[
         ("threads", value, f"an integer from 0 to {MAX_THREADS}")
@@ -214,6 +224,8 @@ MISTAKES: list[tuple[str, Any, str]] = [
         for value in (0, -1, "lots", "0.5", True, 1.5, [], {})
     ],
     *[("verify", value, "true or false") for value in (1, "true", None, "yes")],
+    *[(name, value, "true or false") for name in ("locked", "rerun") for value in (1, "yes", None)],
+    *[("resume", value, "the folder of a sweep") for value in ("", True, ["x"])],
     *[("digests", value, "remember or fresh") for value in ("sometimes", None, 1, True, ["fresh"])],
     *[("progress", value, "auto or on or off") for value in ("loud", None, 2)],
     *[("models_dir", value, "a folder") for value in ("", True, 1.5, ["x"], {"x": 1}, "a\0b")],
@@ -278,8 +290,8 @@ def test_a_tile_is_a_multiple_of_what_sums_are_taken_over(value: int) -> None:
     [
         (
             {"job": {"name": "mrege", "keys": "all"}},
-            "job.name: expected merge or plan or methods or presets or import or inspect or models or find "
-            "or publish; ",
+            "job.name: expected merge or plan or lock or methods or presets or import or inspect or models "
+            "or find or publish; ",
         ),
         (
             {"job": {"name": "plan", "keys": "al"}},

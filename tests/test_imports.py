@@ -22,7 +22,7 @@ LAYERS = (
     {"formats", "architectures", "digests", "demo_configs", "demo_shapes"},
     {"lora"},
     {"demo", "hub", "recipe", "write", "references"},
-    {"presets", "dialects", "blockstring", "canonical"},
+    {"presets", "dialects", "blockstring", "canonical", "lockfile"},
     {"stated"},
     {"family"},
     {"rules"},
@@ -39,7 +39,7 @@ LAYERS = (
     {"planner"},
     {"place"},
     {"evaluation"},
-    {"bake"},
+    {"watch", "bake"},
     {"compute"},
     {"reading", "measure", "distance"},
     {"execute"},
@@ -53,6 +53,7 @@ LAYERS = (
     {"origins"},
     {"statement"},
     {"compose", "config"},
+    {"earlier", "locking"},
     {"inspection", "listing"},
     {"catalogue"},
     {"jobs"},
@@ -180,7 +181,7 @@ def test_only_place_asks_accelerate_and_only_the_engine_needs_torch_to_be_import
     for name, path in modules().items():
         assert "accelerate" not in {n.split(".")[0] for n in imported(path)} or room(name) == "place", name
         heavy = {n.split(".")[0] for n in imported(path, top_level=True)}
-        knows = {"evaluation", "bake", "compute", "distance", "execute", "ranks"}
+        knows = {"evaluation", "watch", "bake", "compute", "distance", "execute", "ranks"}
         assert "torch" not in heavy or room(name) in knows, name
         assert not heavy & {"numpy", "accelerate", "diffusers", "transformers", "huggingface_hub"}, name
         asks = "huggingface_hub" in {n.split(".")[0] for n in imported(path)}
