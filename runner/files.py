@@ -62,14 +62,16 @@ class InputFile:
             InputError: it cannot be opened any more, or is not the file that was looked at.
         """
         descriptor = open_regular(self.path, self.label)
-        if identity(descriptor) != self.identity:
+        try:
+            self.check_unchanged(descriptor)
+        except BaseException:
             os.close(descriptor)
-            raise changed(self.label)
+            raise
         return descriptor
 
     def check_unchanged(self, descriptor: int) -> None:
         """Raises: InputError if the open file is no longer what it was."""
-        if identity(descriptor) != self.identity:
+        if identity(descriptor, self.label) != self.identity:
             raise changed(self.label)
 
 
@@ -82,9 +84,20 @@ def changed(label: str) -> InputError:
     )
 
 
-def identity(descriptor: int) -> Identity:
-    """The identity of an open file."""
-    return identity_of(os.fstat(descriptor))
+def identity(descriptor: int, label: str) -> Identity:
+    """The identity of an open file.
+
+    Raises:
+        OutputError: the device failed.
+    """
+    return identity_of(_status(descriptor, label))
+
+
+def _status(descriptor: int, label: str) -> os.stat_result:
+    try:
+        return os.fstat(descriptor)
+    except OSError as error:
+        raise OutputError(f"{escape(label)}: {_reason(error)}") from error
 
 
 def identity_of(status: os.stat_result) -> Identity:
@@ -109,7 +122,7 @@ def open_regular(path: Path, label: str) -> int:
             raise OutputError(f"{escape(label)}: {_reason(error)}") from error
         raise InputError(f"{escape(label)}: {_reason(error)}", tag="MISSING") from error
     try:
-        _check_regular(os.fstat(descriptor).st_mode, label)  # it may be another one now
+        _check_regular(_status(descriptor, label).st_mode, label)  # it may be another one now
     except BaseException:
         os.close(descriptor)
         raise
@@ -146,7 +159,7 @@ def look(path: Path, label: str) -> InputFile:
     """
     descriptor = open_regular(path, label)
     try:
-        return InputFile(path, label, identity(descriptor))
+        return InputFile(path, label, identity(descriptor, label))
     finally:
         os.close(descriptor)
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from runner.config import Settings
-from runner.errors import RunnerError
+from runner.errors import InputError, OutputError, RunnerError
 from runner.files import look
 from runner.formats.safetensors import read_header
 from runner.place import place
@@ -158,7 +158,7 @@ def test_whatever_call_fails_nothing_is_torn_and_nothing_is_left(spot: Place, fa
         error: BaseException | None = None
         with Disk(fault, number).in_place() as disk:
             try:
-                spot.run(None if fault == "error" and not spot.stale else spot.plan)
+                spot.run(spot.plan)
             except (RunnerError, OSError) as found:
                 error = found
         disk.forget()
@@ -173,6 +173,23 @@ def test_whatever_call_fails_nothing_is_torn_and_nothing_is_left(spot: Place, fa
         if kept:
             spot.check_that_it_runs()
     assert failed > 30
+
+
+@pytest.mark.parametrize("spot", FRESH, indirect=True)
+def test_whatever_call_fails_while_headers_are_read_it_is_said_in_our_words(spot: Place) -> None:
+    failed = 0
+    for number in range(10_000):
+        with Disk("error", number).in_place() as disk:
+            try:
+                planned(spot.tree, spot.folder)
+            except (InputError, OutputError) as error:
+                assert error.message.lstrip('"')[0] in "ab", error  # names the model
+                failed += 1
+            except OSError:
+                assert disk.name == "close"  # of what is only read: said, but not of which file
+        if disk.name is None:
+            break
+    assert failed > 5
 
 
 @pytest.mark.parametrize("spot", FRESH, indirect=True)
