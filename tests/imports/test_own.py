@@ -87,7 +87,6 @@ OUTPUTS = st.fixed_dictionaries(
         | st.dictionaries(st.sampled_from(["default", "vae"]), st.just("bfloat16")),
         "max_shard_size": st.sampled_from(["5GB", 1000, "1.5MiB"]),
         "config": SOURCES.filter(lambda source: "sha256" not in source),
-        "prediction_type": st.just("epsilon"),
         "hide_names": st.booleans(),
     },
 )
@@ -101,6 +100,7 @@ RECIPES = st.builds(
             "compute_dtype": st.sampled_from(["float32", "float64"]),
             "description": st.text(max_size=5),
             "license": st.just("mit"),
+            "prediction_type": st.just("epsilon"),
         },
     ),
 )
