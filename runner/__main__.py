@@ -14,8 +14,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    with suppress(ValueError):  # Ctrl-C while the rest is imported: nothing is begun, nothing is to be said
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import hydra
 from hydra.conf import HydraConf
@@ -33,7 +36,8 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.compose import DATA_ROOT, is_file, recipe_folders, recipe_names, recipe_of, register
 from runner.config import RECIPE_JOBS, settings_of
 from runner.errors import Interrupted, OutputError, RecipeError, RunnerError, UsageError, nearest, quote
-from runner.sweep import write_status
+from runner.interrupts import Interrupts, interruption_in, is_told, leave_to_the_system
+from runner.sweep import write_status, write_tables
 from runner.write import write_file
 
 log = logging.getLogger("runner")
@@ -43,7 +47,11 @@ _DEBUG = "HYDRA_FULL_ERROR"  # set by the user: tracebacks are shown
 
 def main() -> NoReturn:
     """Runs the command line and leaves with its exit code."""
-    code = run(sys.argv[1:])
+    try:
+        code = run(sys.argv[1:])
+    except (KeyboardInterrupt, Interrupted) as error:  # while another error was being told
+        code = tell(error)
+    leave_to_the_system()  # what is left to say may wait for who does not read it
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):  # closed: that does not spoil what is done
@@ -57,13 +65,10 @@ def run(arguments: Sequence[str]) -> int:
     """Runs a command line; returns the exit code. Errors are told on stderr, one line each."""
     debug = bool(os.environ.get(_DEBUG))
     os.environ[_DEBUG] = "1"  # Hydra then raises what it would print and turn into exit code 1
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup means it
-            signal.signal(number, _interrupt)
+    Interrupts()
     OmegaConf.register_new_resolver("runner.slug", slug, replace=True)
     OmegaConf.register_new_resolver("runner.folder", folder_of, replace=True)
+    OmegaConf.register_new_resolver("runner.sweep", sweep_folder, replace=True)
     OmegaConf.register_new_resolver("runner.id", lambda: secrets.token_hex(3), replace=True, use_cache=True)
     register()
     _warn_of_missing_folders()
@@ -93,7 +98,7 @@ def _hydra_main(config: DictConfig) -> None:
     swept = context.mode == RunMode.MULTIRUN
     try:
         summary = _job(config, context.runtime.choices.get("recipe"), overrides, folder, swept)
-        code, message = 0, ""
+        code, message, interrupted = 0, "", False
     except (Exception, KeyboardInterrupt, Interrupted) as error:
         log.debug("failed", exc_info=error)
         code, message, summary = tell(error, folder / "run.log"), str(error), {}
@@ -101,13 +106,18 @@ def _hydra_main(config: DictConfig) -> None:
             _leave_nothing(folder)
             sys.exit(code)
         _record_failure(folder, overrides, code, message)
-        if not swept or not isinstance(error, Exception):
+        if not swept:
             sys.exit(code)
-    if not swept and _is_without_recipe(context):
+        interrupted = interruption_in(error) is not None
+    if not swept and (_is_without_recipe(context) or summary.get("earlier")):
         _leave_nothing(folder)
     if swept:
         with suppress(OutputError):  # a job without a status counts as failed
             write_status(folder, overrides, code, message, summary)
+            if interrupted:  # Hydra asks for the end of a sweep only if there are no more jobs
+                write_tables(Path(context.sweep.dir))
+        if interrupted:
+            sys.exit(code)
 
 
 def _job(
@@ -117,9 +127,11 @@ def _job(
     if settings.job.name not in RECIPE_JOBS:
         from runner.jobs import run_job
 
-        return run_job(settings, overrides)
+        return run_job(settings, folder, overrides)
     if choice is None:
         raise UsageError("recipe=NAME is missing", hint="python -m runner --help lists the recipes")
+    if settings.resume is not None and not swept:
+        raise UsageError("resume: continues a sweep", hint="give -m and the command of the sweep")
     recipe = recipe_of(config, choice, overrides)
 
     from runner.run import run as run_recipe
@@ -129,7 +141,7 @@ def _job(
     # The models of a sweep must not replace each other.
     own = settings.output_dir / folder.name
     try:
-        own.mkdir()
+        own.mkdir(exist_ok=settings.resume is not None)
     except FileExistsError as error:
         hint = "give another output_dir; the models of a sweep are never replaced"
         raise UsageError(f"output folder {quote(own)} is there already", hint=hint) from error
@@ -151,6 +163,8 @@ def _is_without_recipe(context: HydraConf) -> bool:
 
 def _leave_nothing(folder: Path) -> None:
     """Removes the folder of a run that has nothing to record, and those above it that are empty then."""
+    if (folder / "run.json").exists():  # of the earlier run that this one repeats
+        return
     written = [folder / ".hydra" / f"{name}.yaml" for name in ("config", "hydra", "overrides")]
     with suppress(OSError):
         for file in (*written, folder / "run.log"):
@@ -176,9 +190,11 @@ def _record_failure(folder: Path, overrides: Sequence[str], code: int, message: 
 
 def tell(error: BaseException, logged: Path | None = None) -> int:
     """Says on stderr what went wrong; returns the exit code."""
+    error = interruption_in(error) or error
     if isinstance(error, KeyboardInterrupt):
         error = Interrupted(signal.SIGINT)
     if isinstance(error, Interrupted):
+        is_told()
         _print("runner: interrupted. Nothing unfinished is left behind.")
         return error.exit_code
     if not isinstance(error, RunnerError):
@@ -224,6 +240,9 @@ def _translated(error: BaseException) -> RunnerError:
         found = re.search(r"Could not override '([^']+)'", str(error))
         if found:
             known = _setting_names()
+            if found[1].startswith("publish.") and found[1] in known:
+                hint = "each target has its own settings: publish=a1111, comfyui, folder, invokeai or hub"
+                return UsageError(f"{quote(found[1])}: no target is chosen that has this setting", hint=hint)
             if found[1] in known:
                 hint = f"it belongs to another job: job={_job_of(found[1])}"
                 return UsageError(f"{quote(found[1])}: this job has no such setting", hint=hint)
@@ -267,13 +286,14 @@ def _warn_of_missing_folders() -> None:
             _print(f"runner: warning[W-RECIPES]: RUNNER_RECIPES: {quote(folder)}: no such folder")
 
 
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise Interrupted(number)
-
-
 def folder_of(job: str, recipe: str) -> str:
     """The name of the folder for runs: the recipe's, or the job's if it has no recipe."""
     return slug(recipe) if job in RECIPE_JOBS else slug(job)
+
+
+def sweep_folder(resume: str | None, new: str) -> str:
+    """The folder of a sweep: of the one that is continued, or a new one."""
+    return str(Path(str(resume)).expanduser()) if resume else new
 
 
 def slug(text: str) -> str:
@@ -288,3 +308,6 @@ def slug(text: str) -> str:
 
 if __name__ == "__main__":
     main()
+if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # imported only
+    with suppress(ValueError):
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -14,7 +14,7 @@ from runner.errors import NumericError, escape
 from runner.evaluation import torch_dtype
 from runner.lora.adapters import Adapter
 from runner.lora.algebra import Kind
-from runner.lora.deltas import change_rows, dora_rows
+from runner.lora.deltas import change_rows, dora_inputs, dora_rows
 from runner.methods.factors import sides
 from runner.tensors import DTYPES, TensorSpec
 
@@ -47,7 +47,8 @@ class Bakery:
             changes: of the tensor.
             shape: of the whole tensor.
             start: first of the elements.
-            base: the elements as they are, of any shape; whole rows if a change needs their lengths.
+            base: the elements as they are, of any shape; whole rows if a change needs their lengths, and
+                all of them if it needs those of inputs.
 
         Returns:
             In the shape and dtype of the base.
@@ -65,7 +66,10 @@ class Bakery:
                 if change.adapter.magnitude is not None:
                     own = base.reshape(-1, columns)[low - first : high - first].double()
                     lengths = self._loaded(model, change.adapter)[0]["magnitude"].reshape(-1)
-                    part = dora_rows(own, part, lengths[low + shift : high + shift])
+                    if change.adapter.by_rows:
+                        part = dora_rows(own, part, lengths[low + shift : high + shift])
+                    else:
+                        part = dora_inputs(own, part, lengths)
                 rows[low - first : high - first] = part
         flat = rows.reshape(-1)[start - first * columns : stop - first * columns]
         return flat.to(base.dtype).reshape(base.shape)

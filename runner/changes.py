@@ -52,9 +52,11 @@ def changes_of(
     adapters.check(checkpoint.label, partial=partial)
     found: dict[str, list[Change]] = {}
     for adapter in adapters.adapters:
-        if not adapter.by_rows:
+        if not adapter.by_rows and len(adapter.shares) > 1:
+            several = ", ".join(share.key for share in adapter.shares)
             raise IncompatibleError(
-                f"{label}: {escape(adapter.name)}: DoRA with lengths of inputs is not baked yet",
+                f"{label}: {escape(adapter.name)}: DoRA with lengths of inputs over several tensors is not"
+                f" baked ({several})",
                 tag="ADAPTER",
                 hint="bake it with the tool it was trained with",
             )

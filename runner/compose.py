@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from runner.errors import KeyPath, Location, RecipeError, UsageError, nearest, quote
 from runner.guard import RecipeFile, read_recipe
+from runner.lockfile import SUFFIX
 from runner.references import References
 
 MAX_FILES = 32  # that one recipe is composed of; each could double the next
@@ -43,6 +44,7 @@ class ComposedRecipe:
         files: every file it was composed from, in the order in which they are laid over each other.
         overrides: of the command line.
         locate: where the value at a key path was written.
+        path: of the file that was chosen.
     """
 
     name: str
@@ -50,6 +52,7 @@ class ComposedRecipe:
     files: Sequence[RecipeFile]
     overrides: Sequence[str]
     locate: Callable[[KeyPath], Location]
+    path: Path | None = None
 
 
 def recipe_folders() -> list[Path]:
@@ -79,6 +82,7 @@ def recipe_names() -> list[str]:
         for folder in recipe_folders()
         if folder.is_dir()
         for path in folder.rglob("*.yaml")
+        if not path.name.endswith(SUFFIX)
     }
     return sorted(found)
 
@@ -138,6 +142,8 @@ class RecipeSource(ConfigSource):
         for entry in folder.iterdir() if folder.is_dir() else ():
             if entry.is_dir() and results_filter != ObjectType.CONFIG:
                 names.add(entry.name)
+            elif entry.name.endswith(SUFFIX):
+                continue
             elif entry.suffix == ".yaml" and results_filter != ObjectType.GROUP:
                 names.add(entry.stem)
         return sorted(names)
@@ -198,9 +204,8 @@ def recipe_of(config: DictConfig, choice: str, overrides: Sequence[str]) -> Comp
 
     tree = OmegaConf.to_container(config.recipe, resolve=False)
     resolved = References(tree, locate).resolved()
-    return ComposedRecipe(
-        Path(choice).with_suffix("").name, resolved, [f for f, _ in layers], overrides, locate
-    )
+    name, files = Path(choice).with_suffix("").name, [file for file, _ in layers]
+    return ComposedRecipe(name, resolved, files, overrides, locate, _found(choice))
 
 
 def recipe_in(file: RecipeFile) -> ComposedRecipe:
@@ -289,10 +294,10 @@ def _layers(
         raise RecipeError(f"recipe {quote(name)}: its defaults lead back to itself")
     if len(above) >= MAX_FILES:
         raise _too_many(name)
-    paths = [path for folder in recipe_folders() if is_file(path := recipe_path(folder, name))]
-    if not paths:
+    path = _found(name)
+    if path is None:
         return []  # Hydra has said so already
-    return _layers_of(read_recipe(paths[0], name), prefix, above, chosen)
+    return _layers_of(read_recipe(path, name), prefix, above, chosen)
 
 
 def _layers_of(
@@ -313,6 +318,12 @@ def _layers_of(
         if len(layers) > MAX_FILES:
             raise _too_many(name)
     return layers
+
+
+def _found(name: str) -> Path | None:
+    """The file of a recipe, in the first folder that has one."""
+    paths = (recipe_path(folder, name) for folder in recipe_folders())
+    return next((path for path in paths if is_file(path)), None)
 
 
 def _too_many(name: str) -> RecipeError:

@@ -13,12 +13,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner.errors import UsageError, nearest, quote
 from runner.place import Devices
+from runner.publish.target import Target
 from runner.recipe import parse_size
 from runner.tensors import SUM_ELEMENTS
 
 MAX_THREADS = 256
-RECIPE_JOBS = ("merge", "plan")  # those that run a recipe
+RECIPE_JOBS = ("merge", "plan", "lock")  # those that run a recipe
+OTHER_JOBS = (
+    *("methods", "presets", "import", "inspect", "models", "find", "publish"),
+    *("verify", "replay", "compare", "compose"),
+)
+MAX_ULPS = 1 << 20
 MAX_TILE_ELEMENTS = 1 << 26
+MAX_PATIENCE = 86400  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +33,11 @@ class Job:
     """What is done.
 
     Attributes:
-        name: "merge" or "plan" by a recipe; "methods", "presets"; "import" from a source, "inspect" of one
-            or two; "models" and "find" of all there are; "compose".
-        keys: of a merge, plan or inspection: lists "all" keys or a "summary".
-        source: of an import or inspection: the file it reads.
+        name: "merge", "plan" or "lock" by a recipe; "methods", "presets"; "import" from a source, "inspect"
+            of one or two; "models" and "find" of all there are; "verify" and "replay" of a result, "compare"
+            of two; "publish" of a run; "compose".
+        keys: of a merge, plan, inspection or comparison: lists "all" keys or a "summary".
+        source: of an import, inspection, verify or replay: the file it reads.
         output: of an import: the recipe it writes; None: a name of its own.
         overwrite: of an import: whether it may replace a file.
         method: of methods: the one that is explained; None: all are listed.
@@ -43,7 +51,14 @@ class Job:
         port: where it is served to the browser; 0: any free one.
         confined: of compose: whether models outside the folders of the settings are refused, as in a browser.
         match: of models and find: a glob that names or paths must match; None: all.
-        json: of models: whether the list is for programs.
+        json: of models, verify, replay and compare: whether the answer is for programs.
+        inputs: of verify: whether the inputs are looked for and hashed too.
+        proof: of verify: whether it fails if nothing vouches for the model.
+        keep: of replay: whether the model that is built is kept.
+        ulps: of replay: by how many units in the last place tensors may differ that promise no more.
+        a, b: of compare: the two runs.
+        run: of publish: the folder of the run.
+        update: of lock: whether what a lock says may be changed.
     """
 
     name: str
@@ -63,6 +78,14 @@ class Job:
     confined: bool = False
     match: str | None = None
     json: bool = False
+    inputs: bool = False
+    proof: bool = False
+    keep: bool = False
+    ulps: int = 0
+    a: Path | None = None
+    b: Path | None = None
+    run: Path | None = None
+    update: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +105,10 @@ class Settings:
     progress: str
     hub: str
     model_folders: tuple[Path, ...] = ()
+    publish: Target | None = None
+    locked: bool = False
+    rerun: bool = False
+    resume: Path | None = None
 
 
 def settings_of(config: DictConfig) -> Settings:
@@ -96,7 +123,8 @@ def settings_of(config: DictConfig) -> Settings:
         tree: Any = OmegaConf.to_container(own, resolve=True)
     except OmegaConfBaseException as error:
         raise UsageError(f"settings: {quote(error)}") from error
-    job, placement = (_Node(tree.pop(name, None) or {}, f"{name}.") for name in ("job", "placement"))
+    groups = ("job", "placement", "publish")
+    job, placement, publish = (_Node(tree.pop(name, None) or {}, f"{name}.") for name in groups)
     node = _Node(tree, "")
     settings = Settings(
         job=_job(job),
@@ -112,9 +140,14 @@ def settings_of(config: DictConfig) -> Settings:
         progress=node.word("progress", ("auto", "on", "off", "lines")),
         hub=node.word("hub", ("online", "offline")),
         model_folders=node.paths("model_folders", default_folders),
+        publish=_target(publish) if publish.tree else None,
+        locked=node.flag("locked"),
+        rerun=node.flag("rerun"),
+        resume=node.path("resume", "the folder of a sweep"),
     )
-    node.take("source")  # jobs that read one refer to it
-    for part in (job, placement, node):
+    for name in ("source", "run"):  # jobs that read one refer to it
+        node.take(name)
+    for part in (job, placement, publish, node):
         part.raise_if_unknown()
     if settings.tile_elements % SUM_ELEMENTS:
         raise UsageError(
@@ -124,8 +157,9 @@ def settings_of(config: DictConfig) -> Settings:
 
 
 def _job(node: _Node) -> Job:
-    others = ("methods", "presets", "import", "inspect", "models", "find", "compose")
-    name = node.word("name", (*RECIPE_JOBS, *others))
+    name = node.word("name", (*RECIPE_JOBS, *OTHER_JOBS))
+    if name == "lock":
+        return Job(name, update=node.flag("update"))
     if name in RECIPE_JOBS:
         return Job(name, keys=node.word("keys", ("summary", "all")))
     if name == "methods":
@@ -134,6 +168,19 @@ def _job(node: _Node) -> Job:
         return Job(name, match=node.text("match"), json=node.flag("json"))
     if name == "find":
         return Job(name, match=node.text("match"))
+    if name == "verify":
+        source, json = node.path("source", "a file or folder"), node.flag("json")
+        return Job(name, source=source, json=json, inputs=node.flag("inputs"), proof=node.flag("proof"))
+    if name == "replay":
+        source, json = node.path("source", "a file or folder"), node.flag("json")
+        ulps = node.integer("ulps", 0, MAX_ULPS)
+        return Job(name, source=source, json=json, keep=node.flag("keep"), ulps=ulps)
+    if name == "compare":
+        a, b = (node.path(side, "a file or folder") for side in "ab")
+        keys = node.word("keys", ("summary", "all"))
+        return Job(name, keys=keys, a=a, b=b, json=node.flag("json"))
+    if name == "publish":
+        return Job(name, run=node.path("run"))
     if name == "compose":
         return Job(
             name,
@@ -160,6 +207,19 @@ def _job(node: _Node) -> Job:
         output=node.path("output", "a file"),
         overwrite=node.flag("overwrite"),
     )
+
+
+def _target(node: _Node) -> Target:
+    name = node.word("target", ("a1111", "comfyui", "folder", "invokeai", "hub"))
+    dry_run = node.flag("dry_run")
+    if name == "invokeai":
+        url, patience = node.text("url", "an address"), node.integer("patience", 1, MAX_PATIENCE)
+        return Target(name, dry_run=dry_run, url=url or "", patience=patience)
+    overwrite = node.flag("overwrite")
+    if name == "hub":
+        repository, private = node.text("repository", "ORG/NAME"), node.flag("private")
+        return Target(name, overwrite=overwrite, dry_run=dry_run, repository=repository, private=private)
+    return Target(name, node.path("root"), node.flag("link"), overwrite, dry_run)
 
 
 def default_cache() -> Path:
@@ -205,10 +265,10 @@ class _Node:
             raise self.refuse(name, "true or false", value)
         return value
 
-    def text(self, name: str) -> str | None:
+    def text(self, name: str, what: str = "a name") -> str | None:
         value = self.take(name)
         if value is not None and not isinstance(value, str):
-            raise self.refuse(name, "a name", value)
+            raise self.refuse(name, what, value)
         return value
 
     def integer(self, name: str, low: int, high: int) -> int:

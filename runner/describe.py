@@ -18,13 +18,16 @@ from runner.tables import size, table
 _FATES = (MERGED, COPIED, KEPT, BUFFER)
 
 
-def describe(plan: Plan, placement: Placement, free: int, *, all_keys: bool = False) -> str:
+def describe(
+    plan: Plan, placement: Placement, free: int, publication: Sequence[str] = (), *, all_keys: bool = False
+) -> str:
     """The plan as text.
 
     Args:
         plan: what will be done.
         placement: where.
         free: bytes that are free where the output goes.
+        publication: where the result is published.
         all_keys: also a line for every key.
     """
     layout, resolved = plan.layout, plan.resolved
@@ -37,6 +40,8 @@ def describe(plan: Plan, placement: Placement, free: int, *, all_keys: bool = Fa
     if parameters := _parameters(plan):
         lines += ["parameters", *parameters, ""]
     lines += ["work", *_work(plan, placement, free)]
+    if publication:
+        lines += ["", "publish", *(f"  {line}" for line in publication)]
     if plan.warnings:
         lines += ["", "warnings", *(f"  {warning}" for warning in plan.warnings)]
     if all_keys:
@@ -61,7 +66,7 @@ def report(path: Path, plan: Plan, record: RunRecord) -> str:
         )
         what = "of the change not in the LoRA" if lora else f"moved from {primary}"
         lines.append(f"  {what}: {distances or 'no finite distance'}")
-    lines += [] if lora else _copied(plan)
+    lines += _ranks(record) if lora else _copied(plan)
     seconds = record.run["seconds"]
     lines.append(f"  {sum(seconds.values()):.1f} s, record in run.json beside run.log")
     demos = sorted({label for label in _labels(plan) if label.startswith("demo:")})
@@ -73,6 +78,30 @@ def report(path: Path, plan: Plan, record: RunRecord) -> str:
             "  or copy the recipe and write your paths in it (README: your own models).",
         ]
     return "\n".join(lines)
+
+
+def _ranks(record: RunRecord) -> list[str]:
+    """How many modules a LoRA has, and the ranks of their factors."""
+    found = [
+        (int(rank), count)
+        for counts in record.deterministic["ranks"].values()
+        for rank, count in counts.items()
+    ]
+    low, high = min(found)[0], max(found)[0]
+    ranks = f"rank {low}" if low == high else f"ranks {low} to {high}"
+    return [f"  {counted(sum(count for _, count in found), 'module')}, {ranks}"]
+
+
+def report_of_earlier(path: Path, record: RunRecord) -> str:
+    """What is said of a model that is there already: where it is, what it is, and how to make it again."""
+    output = record.deterministic["output"]
+    return "\n".join(
+        [
+            str(path),
+            f"  sha256 {output['sha256']}, {size(output['bytes'])}",
+            "  there already, made by the same recipe from the same models; rerun=true merges again",
+        ]
+    )
 
 
 def _first_demo(plan: Plan) -> str:
@@ -235,8 +264,12 @@ def _work(plan: Plan, placement: Placement, free: int) -> list[str]:
         where = f"{device}, {counted(placement.threads, 'thread')}" if device == "cpu" else f"GPU {device}"
         lines.append(f"{where}: {counted(count, 'tensor')}, budget {size(placement.memory[device])}")
     lines.append(f"at most {size(placement.peak_bytes)} of tensors in memory at a time")
+    if ranks := [job.rank for job in plan.jobs if job.bound]:
+        what = f"{counted(len(ranks), 'rank')} to be measured before anything is written"
+        lines.append(f"{what}: at most {max(ranks)} each")
     enough = "" if free >= plan.layout.nbytes else ": NOT ENOUGH"
-    written = f"{size(plan.layout.nbytes)} to write in {counted(len(plan.layout.files), 'weight file')}"
+    most = "at most " if plan.is_bound else ""
+    written = f"{most}{size(plan.layout.nbytes)} to write in {counted(len(plan.layout.files), 'weight file')}"
     lines.append(f"{size(plan.bytes_read)} to read, {written}, {size(free)} free{enough}")
     classes = Counter(job.determinism for job in plan.jobs if job.steps)
     lines.append(f"determinism: {', '.join(classes) or 'copies only'}")

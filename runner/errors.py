@@ -7,6 +7,7 @@ RunnerError                 1   a bug here, or something nobody foresaw
 ├── IncompatibleError       5   well-formed inputs that do not fit each other or the method
 ├── NumericError            6   a value that cannot be stored or computed
 ├── OutputError             7   reading from or writing to the device failed: space, permission, ...
+│   └── PublishError        7   the model is in place, publishing it failed
 ├── OutOfMemoryError        8   host or GPU memory
 ├── BusyError               9   another run holds this output
 ├── MismatchError          10   verification failed
@@ -89,6 +90,10 @@ class NumericError(RunnerError):
 class OutputError(RunnerError):
     exit_code = 7
     default_tag = "IO"
+
+
+class PublishError(OutputError):
+    default_tag = "PUBLISH"
 
 
 class OutOfMemoryError(RunnerError):

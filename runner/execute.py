@@ -11,8 +11,8 @@ import ctypes
 import hashlib
 import logging
 import math
-import os
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,21 +22,22 @@ from typing import Any
 
 import torch
 
-from runner.compute import Moved, Scratch, dequantise, transposed
+from runner.compute import Moved, Scratch
 from runner.errors import KeyPath, OutOfMemoryError, quote
 from runner.evaluation import Measured
-from runner.files import read_into
 from runner.measure import Measuring
 from runner.place import CPU, Device, Placement, working_bytes
-from runner.plan import Job, Load, Plan
+from runner.plan import Job, Plan
 from runner.read_back import Written
-from runner.resolve import Model
+from runner.reading import Inputs
 from runner.tensor_digests import TensorHasher
 from runner.tensors import DTYPES
+from runner.watch import Watch
 from runner.write import Staging
 
 log = logging.getLogger(__name__)
 FLUSH_BYTES, FLUSH_SECONDS = 256 << 20, 0.05
+STOP_SECONDS = 0.5  # that threads are waited for after a signal
 KEPT_BYTES = 32 << 20  # the most glibc accepts as a threshold
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 MIN_CHUNK_ELEMENTS = 4096  # a GPU that cannot hold this is not used
@@ -72,6 +73,7 @@ class Outcome:
             the change they stand for and of the change.
         fallbacks: what was moved from a device to another place, and how often.
         notes: what methods found unusual, and the keys where they did.
+        warnings: what is unusual about numbers that were read or written, a line each.
     """
 
     contents: list[str] = field(default_factory=list)
@@ -80,6 +82,7 @@ class Outcome:
     moved: dict[str, tuple[float, float]] = field(default_factory=dict)
     fallbacks: Counter[str] = field(default_factory=Counter)
     notes: dict[str, list[str]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
 
 def pieces(plan: Plan, tile_elements: int) -> Iterator[Piece]:
@@ -159,21 +162,18 @@ class _Engine:
         self.error: BaseException | None = None
         self.unlike: set[Device] = set()  # GPUs that round otherwise than the host
         self.outcome = Outcome()
+        self.watch = Watch()
         self.measuring = Measuring(plan)
         self.parts: dict[int, dict[int, Moved]] = {}
         self.buffers: list[bytearray] = []
-        self.descriptors: dict[tuple[int, int], int] = {}
-        for model, opened in enumerate(plan.resolved.models):
-            stored = opened.checkpoint.tensors
-            used = {key for load in _loads(plan, model) for key in _stored_keys(opened, load)}
-            scales = opened.view.quantised.scales
-            used |= {scales[key] for key in used if key in scales}  # which may lie in another shard
-            for file in sorted({stored[key].file for key in used}):
-                self.descriptors[model, file] = opened.checkpoint.files[file].open()
+        self.inputs = Inputs(plan, lambda: self.error is not None)
+        self.threads: list[threading.Thread] = []
 
     def close(self) -> None:
-        for descriptor in self.descriptors.values():
-            os.close(descriptor)
+        """Closes the inputs, unless a thread that could not be stopped still reads them."""
+        self.staging.in_use = any(thread.is_alive() for thread in self.threads)
+        if not self.staging.in_use:
+            self.inputs.close()
 
     def run(self, advance: Callable[[int], None]) -> Outcome:
         tasks = [("hash", self._hash), ("hash-tensors", self._hash_tensors), ("flush", self._flush)]
@@ -182,11 +182,11 @@ class _Engine:
         for device in self.waiting:
             for number in range(self.placement.threads if device == CPU else 1):
                 tasks.append((f"{device}-{number}", _Worker(self, device).run))
-        threads = [
+        self.threads = [
             threading.Thread(target=self._guard, args=(task,), name=name, daemon=True) for name, task in tasks
         ]
         try:
-            for thread in threads:
+            for thread in self.threads:
                 thread.start()
             reported = 0
             while not self.stopped.wait(timeout=0.1):  # the time-out lets signals in
@@ -196,18 +196,21 @@ class _Engine:
             self._fail(error)
             raise
         finally:
-            for thread in threads:
-                if thread.ident is not None:  # a signal can come before all are started
-                    thread.join()
+            self._join()
         if self.error is not None:
             raise self.error
-        self._check_inputs()
+        self.inputs.check_unchanged()
         self._sum_up()
+        self.outcome.warnings = self.watch.warnings(self.plan)
         return self.outcome
 
-    def _check_inputs(self) -> None:
-        for (model, file), descriptor in self.descriptors.items():
-            self.plan.resolved.models[model].checkpoint.files[file].check_unchanged(descriptor)
+    def _join(self) -> None:
+        """Waits for the threads; after a signal not for ever: one may be within a long operation."""
+        stopped = self.error is not None and not isinstance(self.error, Exception)
+        latest = time.monotonic() + STOP_SECONDS
+        for thread in self.threads:
+            if thread.ident is not None:  # a signal can come before all are started
+                thread.join(max(0.0, latest - time.monotonic()) if stopped else None)
 
     def _sum_up(self) -> None:
         difference: dict[str, list[float]] = {}
@@ -296,11 +299,11 @@ class _Engine:
     def scratch(self) -> Scratch:
         """What a worker computes in."""
         tile = self.placement.tile_elements
-        return Scratch(self.plan, self.read, self.read_raw, self.identities, tile)
+        return Scratch(self.plan, self.inputs.read, self.inputs.read_raw, self.identities, tile, self.watch)
 
     def _survey(self) -> None:
         """Measures what is measured over the whole model; the workers wait for it."""
-        with _memory("what is measured over the model"):
+        with memory("what is measured over the model"):
             self.measuring.survey(self.scratch())
         with self.room:
             self.room.notify_all()
@@ -373,57 +376,9 @@ class _Engine:
                 flushed = self.bytes_done
                 self.staging.sync()
 
-    def read(self, load: Load, buffer: memoryview, start: int, count: int) -> None:
-        """Fills a buffer with elements start … start + count of a tensor, from the pieces it is made of."""
-        model = self.plan.resolved.models[load.model]
-        made = model.view.tensors[load.key]
-        size = DTYPES[made.spec.dtype].bits // 8
-        if made.transposed:
-            (piece,) = made.pieces
-            whole = memoryview(bytearray(piece.elements * size))
-            self._read_stored(load.model, piece.key, whole, 0, piece.elements)
-            buffer[:] = transposed(whole, piece.source, size)[start * size : (start + count) * size]
-            return
-        at = 0
-        for key, skipped, elements in made.reads(start, start + count):
-            self._read_stored(load.model, key, buffer[at : at + elements * size], skipped, elements)
-            at += elements * size
-
-    def _read_stored(self, model: int, key: str, buffer: memoryview, start: int, count: int) -> None:
-        """Fills a buffer with elements start … start + count of a stored tensor, fp8 times its scale."""
-        opened = self.plan.resolved.models[model]
-        name = opened.view.quantised.scales.get(key)
-        if name is None:
-            self.read_raw(model, key, buffer, start)
-            return
-        spec, scale = (opened.checkpoint.tensors[one].spec for one in (key, name))
-        first, last = 0, 0
-        if scale.elements > 1:
-            row = spec.elements // spec.shape[0]
-            first, last = start // row, (start + count - 1) // row
-        codes = memoryview(bytearray(count))
-        scales = memoryview(bytearray((last + 1 - first) * DTYPES[scale.dtype].bits // 8))
-        self.read_raw(model, key, codes, start)
-        self.read_raw(model, name, scales, first)
-        dequantise(codes, spec, start, scales, scale, buffer)
-
-    def read_raw(self, model: int, key: str, buffer: memoryview, start: int = 0) -> None:
-        """Fills a buffer with the elements of a stored tensor from one on, as they are."""
-        if self.error is not None:  # nobody waits for it any more, and a survey has far to go
-            raise _AbandonedError
-        checkpoint = self.plan.resolved.models[model].checkpoint
-        stored = checkpoint.tensors[key]
-        file = checkpoint.files[stored.file]
-        offset = stored.offset + start * DTYPES[stored.spec.dtype].bits // 8
-        read_into(self.descriptors[model, stored.file], buffer, offset, file.label)
-
-
-class _AbandonedError(Exception):
-    """Work given up because of an error elsewhere."""
-
 
 @contextlib.contextmanager
-def _memory(what: str, size: str = "its operands") -> Iterator[None]:
+def memory(what: str, size: str = "its operands") -> Iterator[None]:
     """Says for what the host had no memory, and how much that is."""
     try:
         yield
@@ -439,20 +394,6 @@ def torch_device(device: Device) -> torch.device:
     return torch.device(CPU if device == CPU else f"cuda:{device}")
 
 
-def _stored_keys(model: Model, load: Load) -> Iterator[str]:
-    """The stored tensors that a load reads."""
-    if model.adapters:
-        for change in model.changes[load.key]:
-            yield from change.adapter.keys
-        return
-    for piece in model.view.tensors[load.key].pieces:
-        yield piece.key
-
-
-def _loads(plan: Plan, model: int) -> Iterator[Load]:
-    return (load for job in plan.jobs for load in (*job.loads, *job.equal) if load.model == model)
-
-
 class _Worker:
     """Takes pieces of one device until there are none."""
 
@@ -466,7 +407,7 @@ class _Worker:
     def run(self) -> None:
         while (taken := self.engine.take(self.device)) is not None:
             if isinstance(taken, int):
-                with _memory(f"tensor {quote(self.engine.plan.jobs[taken].key)}"):
+                with memory(f"tensor {quote(self.engine.plan.jobs[taken].key)}"):
                     found = self.engine.measuring.measure(taken, self.scratch)
                 self.engine.measured(taken, found)
                 continue
@@ -480,12 +421,13 @@ class _Worker:
 
     def _compute(self, job: Job, start: int, count: int, data: memoryview) -> Moved | None:
         try:
-            with _memory(f"tensor {quote(job.key)}", f"{len(data)} bytes and their operands"):
+            with memory(f"tensor {quote(job.key)}", f"{len(data)} bytes and their operands"):
                 if self.device == CPU or not self._gives_the_same(job, start, count, data):
                     return self.scratch.run(job, start, count, data, torch.device(CPU), self.measured)
                 return self.scratch.run(job, start, count, data, torch_device(self.device), self.measured)
         except torch.OutOfMemoryError:
-            return self._with_less(job, start, count, data)
+            pass  # its traceback holds what the GPU computed so far: to be let go before the next try
+        return self._with_less(job, start, count, data)
 
     def _gives_the_same(self, job: Job, start: int, count: int, data: memoryview) -> bool:
         """Whether a GPU gives the host's bytes: compared at the first piece of each method it runs.

@@ -62,14 +62,16 @@ class InputFile:
             InputError: it cannot be opened any more, or is not the file that was looked at.
         """
         descriptor = open_regular(self.path, self.label)
-        if identity(descriptor) != self.identity:
+        try:
+            self.check_unchanged(descriptor)
+        except BaseException:
             os.close(descriptor)
-            raise changed(self.label)
+            raise
         return descriptor
 
     def check_unchanged(self, descriptor: int) -> None:
         """Raises: InputError if the open file is no longer what it was."""
-        if identity(descriptor) != self.identity:
+        if identity(descriptor, self.label) != self.identity:
             raise changed(self.label)
 
 
@@ -82,9 +84,20 @@ def changed(label: str) -> InputError:
     )
 
 
-def identity(descriptor: int) -> Identity:
-    """The identity of an open file."""
-    return identity_of(os.fstat(descriptor))
+def identity(descriptor: int, label: str) -> Identity:
+    """The identity of an open file.
+
+    Raises:
+        OutputError: the device failed.
+    """
+    return identity_of(_status(descriptor, label))
+
+
+def _status(descriptor: int, label: str) -> os.stat_result:
+    try:
+        return os.fstat(descriptor)
+    except OSError as error:
+        raise OutputError(f"{escape(label)}: {_reason(error)}") from error
 
 
 def identity_of(status: os.stat_result) -> Identity:
@@ -99,21 +112,27 @@ def open_regular(path: Path, label: str) -> int:
         InputError: missing, unreadable, or not a regular file; says which.
     """
     try:
+        _check_regular(path.stat().st_mode, label)  # to open a device can do something
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             hint = "raise the limit: ulimit -n"
             raise OutputError(f"{escape(label)}: too many open files", hint=hint) from error
+        if error.errno in (errno.EIO, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT):
+            raise OutputError(f"{escape(label)}: {_reason(error)}") from error
         raise InputError(f"{escape(label)}: {_reason(error)}", tag="MISSING") from error
     try:
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode):
-            kind = next((name for name, test in _KINDS if test(mode)), "not a file")
-            raise InputError(f"{escape(label)}: expected a regular file, found {kind}", tag="NOT-A-FILE")
+        _check_regular(_status(descriptor, label).st_mode, label)  # it may be another one now
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _check_regular(mode: int, label: str) -> None:
+    if not stat.S_ISREG(mode):
+        kind = next((name for name, test in _KINDS if test(mode)), "not a file")
+        raise InputError(f"{escape(label)}: expected a regular file, found {kind}", tag="NOT-A-FILE")
 
 
 _KINDS = (
@@ -140,7 +159,7 @@ def look(path: Path, label: str) -> InputFile:
     """
     descriptor = open_regular(path, label)
     try:
-        return InputFile(path, label, identity(descriptor))
+        return InputFile(path, label, identity(descriptor, label))
     finally:
         os.close(descriptor)
 
@@ -185,6 +204,7 @@ def read_file(file: InputFile) -> bytes:
     try:
         content = bytearray(file.identity.size)
         read_into(descriptor, memoryview(content), 0, file.label)
+        file.check_unchanged(descriptor)
         return bytes(content)
     finally:
         os.close(descriptor)

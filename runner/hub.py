@@ -83,7 +83,7 @@ def fetch(text: str, variant: str | None, offline: bool) -> tuple[Path, str]:
     """
     name = parse_name(text)
     try:
-        if offline or _said_offline():
+        if offline or said_offline():
             return _cached(name)
         return _downloaded(name, variant)
     except RunnerError:
@@ -92,7 +92,8 @@ def fetch(text: str, variant: str | None, offline: bool) -> tuple[Path, str]:
         raise _unavailable(name, error) from error
 
 
-def _said_offline() -> bool:
+def said_offline() -> bool:
+    """Whether the environment says that the hub is not to be asked."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 

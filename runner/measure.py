@@ -10,7 +10,7 @@ from typing import Any
 from runner.compute import Scratch
 from runner.errors import KeyPath
 from runner.methods.tiles import Tile
-from runner.plan import Plan, Step, Value
+from runner.plan import Job, Plan, Step, Value
 
 Group = tuple[KeyPath, str, tuple[tuple[str, Value], ...]]  # steps that share what is measured of a model
 
@@ -37,6 +37,8 @@ class Measuring:
             for number, step in enumerate(job.steps):
                 if over[number] == "model" and job.spec.elements:
                     self._groups.setdefault(_group(step), []).append((index, number))
+                elif over[number] == "rank":  # measured already, or the output had no layout
+                    self._found[index][number] = job.rank
         self._unmeasured = set(self._waiting)
         self._ahead: set[int] = set()
         self.surveyed = not self._groups
@@ -115,9 +117,7 @@ class Measuring:
 
     def _measured(self, member: tuple[int, int], scratch: Scratch, found: Mapping[int, Any]) -> Any:
         """What is measured of a step of a job, those before it being measured."""
-        job, number = self._plan.jobs[member[0]], member[1]
-        with scratch.excused((job,)):
-            return _measured(job.steps[number], scratch.tiles(job, number, found))
+        return measured_step(self._plan.jobs[member[0]], member[1], scratch, found)
 
     def walk(self, members: list[tuple[int, int]], scratch: Scratch) -> Iterator[Tile]:
         """The tiles of some steps, in the order of the plan."""
@@ -140,6 +140,19 @@ class _Model:
 def _group(step: Step) -> Group:
     parameters = step.method.measured_by(dict(step.parameters))
     return step.survey, step.method.label, tuple(sorted(parameters.items()))
+
+
+def measured_step(job: Job, number: int, scratch: Scratch, found: Mapping[int, Any]) -> Any:
+    """What is measured of a tensor for a step of its job.
+
+    Args:
+        job: of the tensor.
+        number: of the step.
+        scratch: what the worker computes in.
+        found: what was measured for the steps before it.
+    """
+    with scratch.excused((job,)):
+        return _measured(job.steps[number], scratch.tiles(job, number, found))
 
 
 def _measured(step: Step, tiles: Any) -> Any:

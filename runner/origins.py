@@ -16,15 +16,19 @@ from runner.record import header_metadata
 from runner.resolve import Resolved
 
 
-def plan_with_origins(resolved: Resolved) -> Plan:
+def plan_with_origins(resolved: Resolved, ranks: Mapping[str, int] | None = None) -> Plan:
     """The plan of a resolved recipe, with room for what is known when the inputs are hashed.
+
+    Args:
+        resolved: the recipe.
+        ranks: as of make_plan.
 
     Raises:
         IncompatibleError: keys or shapes do not fit and the recipe has no policy for them.
     """
     ancestry = trace(resolved)
     entries = header_entries(ancestry)
-    plan = make_plan(resolved, {**header_metadata(resolved), **entries})
+    plan = make_plan(resolved, {**header_metadata(resolved), **entries}, ranks)
     plan = replace(plan, warnings=(*plan.warnings, *ancestry.warnings))
     if not plan.layout.folder:
         return plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from runner.architectures import Place
 from runner.architectures.ties import Piece
@@ -77,7 +77,7 @@ class Step:
 
     @property
     def over(self) -> str | None:
-        """What is measured before it computes: the "tensor", the whole "model", or nothing."""
+        """What is measured before it computes: the "tensor", the whole "model", the "rank", or nothing."""
         return None if self.method.over is None else self._property(self.method.over)
 
     @property
@@ -110,10 +110,12 @@ class Job:
         nonfinite: whether the recipe allows NaN and Inf here.
         file, offset: where the data goes: index in the layout's files, byte position.
         stored: name of the tensor it is, or is a part of, in the output.
-        lengths: whether the lengths of its rows are needed before anything is computed of them.
+        lengths: of what they are needed before anything is computed: of its "rows", or of its "inputs",
+            which are columns over all rows; None: of nothing.
         padded: whether operands may have fewer input channels than the first load, whose they then get.
         rank: of the factors that are written instead of the tensor, one after the other from the offset
             on; 0: the tensor itself is.
+        bound: whether that rank is the most it can be: the run measures it, and plans again.
         alpha: whether their alpha is written before them.
         content: what is written where nothing is read: the bytes of a tensor that says what the model is.
         arranged: if its rows stand in another order there, or it is transposed: the pieces that make the
@@ -133,16 +135,19 @@ class Job:
     offset: int = 0
     stored: str = ""
     arranged: tuple[Piece, ...] = ()
-    lengths: bool = False
+    lengths: Literal["rows", "inputs"] | None = None
     padded: bool = False
     rank: int = 0
+    bound: bool = False
     alpha: bool = False
     content: bytes | None = None
 
     @property
     def scope(self) -> str:
         """Where the tensor may be cut: anywhere ("element"), between rows ("row"), or nowhere ("tensor")."""
-        scopes = {step.scope for step in self.steps} | ({"row"} if self.lengths else set())
+        scopes = {step.scope for step in self.steps}
+        if self.lengths:
+            scopes.add("row" if self.lengths == "rows" else "tensor")
         if "tensor" in scopes or len(self.spec.shape) < 2:
             return "tensor" if scopes - {"element"} else "element"
         if "row" in scopes:
@@ -215,10 +220,14 @@ class Plan:
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of tensors read; digests read whole files beside."""
-        loads = (load for job in self.jobs for load in (*job.loads, *job.equal))
+        """Bytes of tensors read; digests read whole files beside, and ranks that are measured once more."""
+        return sum(map(self.bytes_of, self.jobs))
+
+    def bytes_of(self, job: Job) -> int:
+        """Bytes of tensors that a job reads."""
         return sum(
-            self.spec(load).elements if self.is_scaled(load) else self.spec(load).nbytes for load in loads
+            self.spec(load).elements if self.is_scaled(load) else self.spec(load).nbytes
+            for load in (*job.loads, *job.equal)
         )
 
     @property
@@ -230,6 +239,11 @@ class Plan:
     def draws(self) -> bool:
         """Whether any job draws random numbers, which depend on the digests of the inputs."""
         return any(step.draw for job in self.jobs for step in job.steps)
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether ranks are to be measured before the output has its layout; this one is the largest."""
+        return any(job.bound for job in self.jobs)
 
     @property
     def keeps_primary(self) -> bool:

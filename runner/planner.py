@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 from runner.architectures import Architecture
 from runner.architectures.layouts import single_file_name
@@ -41,17 +41,20 @@ _NEVER_MERGED = re.compile(
 )
 
 
-def make_plan(resolved: Resolved, metadata: Mapping[str, str]) -> Plan:
+def make_plan(
+    resolved: Resolved, metadata: Mapping[str, str], ranks: Mapping[str, int] | None = None
+) -> Plan:
     """Plans a resolved recipe.
 
     Args:
         resolved: the recipe with its models opened.
         metadata: what the header of the output says beside the tensors.
+        ranks: by key, where they were measured. Without them what depends on them has its upper bound.
 
     Raises:
         IncompatibleError: keys or shapes do not fit and the recipe has no policy for them.
     """
-    planner = _Planner(resolved)
+    planner = _Planner(resolved, ranks or {})
     if resolved.merge.method.result == "factors":
         return _lora_plan(planner, metadata)
     given = taken(resolved, planner.nonfinite)
@@ -156,8 +159,9 @@ class _Value:
 class _Planner:
     """Builds the expression of each key, noting what does not fit and what a policy decided."""
 
-    def __init__(self, resolved: Resolved) -> None:
+    def __init__(self, resolved: Resolved, ranks: Mapping[str, int]) -> None:
         self.resolved = resolved
+        self._ranks = ranks
         self.specs = [model.view.specs for model in resolved.models]
         self.dropped: dict[str, dict[str, None]] = {}
         self.widened: dict[str, None] = {}
@@ -305,7 +309,7 @@ class _Planner:
                 for glob in self.nonfinite
             ),
             padded=key in self._padded,
-            lengths=any(self._needs_lengths(load) for load in loads),
+            lengths=self._lengths(loads),
         )
 
     def plan(self, jobs: tuple[Job, ...], layout: Layout) -> Plan:
@@ -349,12 +353,14 @@ class _Planner:
         step = job.steps[-1]
         assert step.method.rank is not None  # its result is factors
         of = [self._rank(job.loads[at]) for at in step.arguments] if merge.method.adapters else []
-        rank = step.method.rank(spec.shape, of, **dict(step.parameters))
+        most = step.method.rank(spec.shape, of, **dict(step.parameters))
+        rank = self._ranks.get(key, most)
         if rank == 0:
-            self.dropped.setdefault("rank 0", {})[key] = None
+            self.dropped.setdefault("no change there" if most else "rank 0", {})[key] = None
             return None
+        bound = step.over == "rank" and key not in self._ranks
         module = Module(name, dialect_for(architecture), spec.shape, rank, job.spec.dtype)
-        return module, replace(job, rank=rank, alpha=module.alpha)
+        return module, replace(job, rank=rank, bound=bound, alpha=module.alpha)
 
     def _fits_factors(self, merge: BoundMerge, key: str, name: str | None) -> bool:
         """Whether any of the adapters changes a tensor; notes those that have no factors there."""
@@ -392,9 +398,12 @@ class _Planner:
             for change in self.resolved.models[load.model].changes[load.key]
         )
 
-    def _needs_lengths(self, load: Load) -> bool:
-        changes = self.resolved.models[load.model].changes.get(load.key, ())
-        return any(change.adapter.magnitude is not None for change in changes)
+    def _lengths(self, loads: Iterable[Load]) -> Literal["rows", "inputs"] | None:
+        """Of what adapters must know the lengths; who has all rows has those of each, too."""
+        models = self.resolved.models
+        changes = (change for load in loads for change in models[load.model].changes.get(load.key, ()))
+        needed = {change.adapter.lengths for change in changes}
+        return "inputs" if "inputs" in needed else "rows" if "rows" in needed else None
 
     def _value(self, node: int | BoundMerge, key: str) -> _Value | None:
         """What a model or merge has at a key; None if it has nothing there."""
@@ -616,6 +625,7 @@ class _Planner:
     def warnings(self, jobs: tuple[Job, ...]) -> Iterable[str]:
         """What the user should know before the merge runs."""
         yield from self.resolved.warnings
+        yield from (text for model in self.resolved.models for text in model.checkpoint.warnings)
         yield from self.notes
         yield from self._disagreeing
         for reason, keys in (*self.dropped.items(), *self.deviations.items()):

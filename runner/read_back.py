@@ -145,7 +145,8 @@ def _blocks(
             found = view[done : done + piece.nbytes]
             # Words of a piece that begins between two words of the block are not read in place.
             words = memoryview(bytearray(found)) if done % 8 else found
-            if piece.offset != at + done or piece.checksum not in (None, checksum(words)):
+            differs = piece.checksum is not None and piece.checksum != checksum(words)
+            if piece.offset != at + done or differs:
                 raise _mismatch(file, f"bytes {piece.offset} to {piece.offset + piece.nbytes}")
             done += piece.nbytes
         at += done

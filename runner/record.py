@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -184,9 +185,15 @@ class RunRecord:
         self.run["fallbacks"] = dict(outcome.fallbacks)
         used = self.run["placement"]["jobs"]
         self.run["arithmetic"] = arithmetic(int(device) for device in used if device.isdecimal())
-        self.run["residual" if plan.resolved.output_format == "lora" else "moved"] = {
+        lora = plan.resolved.output_format == "lora"
+        moved = dict(outcome.moved)
+        if lora:
+            self.deterministic["ranks"] = _ranks(plan)
+            lacking, change = (math.fsum(sums) for sums in zip(*moved.values(), strict=True))
+            moved["all"] = lacking, change
+        self.run["residual" if lora else "moved"] = {
             component: {"relative": relative(difference, original), "norm": _rounded(math.sqrt(difference))}
-            for component, (difference, original) in outcome.moved.items()
+            for component, (difference, original) in moved.items()
         }
         return sidecar
 
@@ -223,6 +230,17 @@ def _log_digest(path: Path) -> dict[str, Any] | None:
     except OSError:
         return None
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _ranks(plan: Plan) -> dict[str, dict[str, int]]:
+    """By component, rank → how many modules of the LoRA have it."""
+    found: dict[str, Counter[int]] = {}
+    for job in plan.jobs:
+        found.setdefault(job.place.component, Counter())[job.rank] += 1
+    return {
+        component: {str(rank): count for rank, count in sorted(found[component].items())}
+        for component in sorted(found)
+    }
 
 
 def relative(difference: float, original: float) -> float | None:

@@ -30,6 +30,7 @@ from runner.tensors import TensorSpec
 from runner.view import View, whole
 from runner.weighting import Weighting, parse_weighting
 
+WINDOWS_NAMES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
 log = logging.getLogger(__name__)
 
 
@@ -159,6 +160,8 @@ def resolve(
         recipe, find_method(recipe.merge.method, recipe.merge.compat), primary, names, problems
     )
     _check_components(recipe, primary, names, problems)
+    if recipe.output.name.partition(".")[0].upper() in WINDOWS_NAMES:
+        problems.warn(("output", "name"), "Windows keeps this name for a device")
     problems.raise_if_any()
     assert merge is not None  # else its method were a problem
     _check_layouts(models, primary)
@@ -190,7 +193,8 @@ def source_path(source: Source, models_dir: Path, library: Library, offline: boo
     path = models_dir / Path(name).expanduser()
     if os.path.lexists(path):
         return path, None
-    if source.sha256 and (found := library.by_digest(source.sha256)):
+    wanted = source.sha256 or source.locked
+    if wanted and (found := library.by_digest(wanted)):
         log.info("%s: found by its sha256, %s", escape(name), escape(str(found.path)))
         return found.path, None
     if found := library.by_name(name):
@@ -270,7 +274,7 @@ def _open(path: Path, source: Source, models_dir: Path, library: Library) -> Che
             there = "" if models_dir.is_dir() else ", which is no folder"
             near = library.nearest(source.name, _names_beside(path))
             error.hint = f"paths start at models_dir={models_dir}{there}{near}"
-            if source.sha256:
+            if source.sha256 or source.locked:
                 error.hint += "; if the file has another name: job=find, then sha256 finds it"
         raise
 
@@ -319,8 +323,6 @@ def _check_names(merge: Merge, problems: Problems) -> bool:
             known = (*method.parameters, *RECIPE_KEYS)
             own = ", ".join(method.parameters) or "none"
             hint = nearest(name, known) or f" (its parameters: {own})"
-            if name in method.refuses:
-                hint = f": {method.refuses[name]}"
             problems.add(
                 (*merge.path, name), f"unknown parameter of {method.name}{hint} (found {quote(value)})"
             )

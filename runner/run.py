@@ -1,32 +1,40 @@
-"""The straight line: parse → resolve → plan → place → execute → write → record."""
+"""The straight line: parse → resolve → plan → place → execute → write → record → publish."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from runner.card import NAME as CARD
 from runner.checkpoint import Layout
 from runner.compose import ComposedRecipe
 from runner.config import Settings
-from runner.describe import describe, report
-from runner.digests import InputDigests, model_digest
-from runner.errors import MismatchError, OutputError, quote
-from runner.files import InputFile
+from runner.describe import describe, report, report_of_earlier
+from runner.digests import InputDigests, model_digest, remembered
+from runner.earlier import finished, finished_output
+from runner.errors import InputError, MismatchError, OutputError, quote
+from runner.files import InputFile, look
+from runner.formats.safetensors import read_header
+from runner.locking import Held, held, lock_here, locked_output, with_digests, write_lock
 from runner.origins import layout_with_origins, plan_with_origins
 from runner.place import Placement, place
 from runner.plan import Plan
 from runner.progress import progress, say
 from runner.provenance import merge_identities
+from runner.publish.finished import finished_model
+from runner.publish.publication import announce, publish
+from runner.publish.target import Model, kind_of
 from runner.recipe import parse_recipe
 from runner.record import RunRecord
 from runner.resolve import Resolved, resolve
 from runner.statement import statement_of
-from runner.write import Staging, check_place, free_bytes, write_file
+from runner.write import Staging, check_place, check_room, free_bytes, write_file
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +46,12 @@ class Outcome:
     Attributes:
         path: of the model; None if nothing was written.
         record: what run.json tells.
+        earlier: whether an earlier run made the model; this one then leaves no record.
     """
 
     path: Path | None
     record: RunRecord
+    earlier: bool = False
 
     def summary(self) -> dict[str, Any]:
         """The part a table of many runs shows."""
@@ -49,6 +59,7 @@ class Outcome:
             "output": str(self.path) if self.path else None,
             "sha256": self.record.deterministic.get("output", {}).get("sha256"),
             "moved": {name: moved["relative"] for name, moved in self.record.run.get("moved", {}).items()},
+            **({"earlier": True} if self.earlier else {}),
         }
 
 
@@ -69,9 +80,10 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
     try:
         with record.stage("resolve"):
             parsed = parse_recipe(recipe.name, recipe.tree, recipe.locate)
+            lock = held(recipe, settings.locked)
             offline = settings.hub == "offline"
             resolved = resolve(
-                parsed,
+                with_digests(parsed, lock),
                 recipe.locate,
                 settings.models_dir,
                 settings.cache_dir,
@@ -81,21 +93,26 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
             record.resolved(resolved)
         with record.stage("plan"):
             plan = plan_with_origins(resolved)
-            placement = place(
-                plan,
-                settings.placement,
-                settings.memory,
-                settings.threads,
-                settings.tile_elements,
-                imaginary=settings.job.name == "plan",
-            )
+            placement = _place(plan, settings)
             record.planned(plan, placement)
-        text = describe(plan, placement, free_bytes(output_dir), all_keys=settings.job.keys == "all")
+            announced = _announced(plan, settings, output_dir)
+        free = free_bytes(output_dir)
+        text = describe(plan, placement, free, announced, all_keys=settings.job.keys == "all")
         log.debug("%s", text)
         made = None
+        if lock is not None and settings.job.name != "lock":
+            for warning in lock.check(plan, record, remembered(plan.resolved.files, _memory(settings))):
+                record.warn(warning)
         if settings.job.name == "merge":
-            path, made = merge(plan, placement, settings, output_dir, record)
+            if not settings.rerun and (found := _finished(plan, settings, folder, output_dir, record, lock)):
+                return found
+            for name in ("run.json", CARD, _statement_name(plan.layout)):
+                # Of an earlier run in this folder: they must not stand beside another model.
+                (folder / name).unlink(missing_ok=True)
+            path, made = merge(plan, placement, settings, output_dir, record, lock)
             text = report(path, plan, record)
+        elif settings.job.name == "lock":
+            path, text = _write_lock(recipe, plan, settings, folder, record, lock)
     except BaseException as error:
         record.failed(error)
         with suppress(OutputError):  # the error on its way says more
@@ -105,7 +122,7 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
         text_of_record = record.text().encode()
         write_file(folder / "run.json", text_of_record)
         if made is not None:
-            _write_beside(folder, plan, made, record, text_of_record)
+            write_beside(folder, plan, made, record, text_of_record)
     except OutputError as error:
         if path is not None:
             raise OutputError(
@@ -113,7 +130,29 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
             ) from error
         raise
     say(text)
+    if made is not None and settings.publish is not None:
+        publish(settings.publish, finished_model(folder, output_dir), folder)
     return Outcome(path, record)
+
+
+def _place(plan: Plan, settings: Settings) -> Placement:
+    return place(
+        plan,
+        settings.placement,
+        settings.memory,
+        settings.threads,
+        settings.tile_elements,
+        imaginary=settings.job.name == "plan",
+    )
+
+
+def _announced(plan: Plan, settings: Settings, output_dir: Path) -> list[str]:
+    """What is said of the publication before the merge, if there will be one."""
+    if settings.publish is None:
+        return []
+    kind = kind_of(plan.resolved.output_format, {job.place.component for job in plan.jobs})
+    model = Model((output_dir / plan.layout.name), kind, {})
+    return announce(settings.publish, model, input_identities(plan.resolved), settings.hub == "offline")
 
 
 @dataclass(frozen=True)
@@ -126,6 +165,7 @@ class Made:
         inputs: digests of the weight files.
         outputs: digests of the model's weight files.
         sidecar: the digests of its tensors.
+        tensors: SHA-256 of the data of each.
     """
 
     layout: Layout
@@ -133,23 +173,72 @@ class Made:
     inputs: Mapping[InputFile, str]
     outputs: Sequence[str]
     sidecar: bytes
+    tensors: Mapping[str, str]
 
 
 def merge(
-    plan: Plan, placement: Placement, settings: Settings, output_dir: Path, record: RunRecord
+    plan: Plan,
+    placement: Placement,
+    settings: Settings,
+    output_dir: Path,
+    record: RunRecord,
+    lock: Held | None = None,
 ) -> tuple[Path, Made]:
     """Executes a plan: the model appears under its name whole, or not at all.
 
     Returns:
         The path of the model, and what it is known by.
     """
+    target = check_place(plan.layout, output_dir, input_identities(plan.resolved))
+    with (
+        build(plan, placement, settings, target, record, lock) as (staging, made),
+        record.stage("publish"),
+    ):
+        staging.publish(made.sidecar)
+    return target, made
+
+
+@contextmanager
+def build(
+    plan: Plan,
+    placement: Placement,
+    settings: Settings,
+    target: Path,
+    record: RunRecord,
+    lock: Held | None = None,
+    computed: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[tuple[Staging, Made]]:
+    """Executes a plan up to the moment before the model gets its name; without that nothing stays.
+
+    Args:
+        plan: what to do.
+        placement: where.
+        settings: how.
+        target: the path the model would have.
+        record: is told everything.
+        lock: what the recipe is held to.
+        computed: digests of inputs that this process has computed, by Identity.key.
+
+    Yields:
+        The model under its partial name, and what it is known by.
+    """
+    files = plan.resolved.files
+    if plan.is_bound:
+        check_room(plan.layout, target)
+        with (
+            record.stage("ranks"),
+            InputDigests(
+                plan.resolved.files, _memory(settings), placement.threads, computed=computed
+            ) as digests,
+        ):
+            plan = _with_ranks(plan, placement, digests, settings)
+        placement = _place(plan, settings)
+        record.planned(plan, placement)
     for warning in plan.warnings:
         record.warn(warning)
-    target = check_place(plan.layout, output_dir, _identities(plan.resolved))
-    memory = settings.cache_dir / "digests.json" if settings.digests == "remember" else None
     with (
         Staging(plan.layout, target, checked=settings.verify) as staging,
-        InputDigests(plan.resolved.files, memory, placement.threads) as digests,
+        InputDigests(files, _memory(settings), placement.threads, computed=computed) as digests,
         progress(plan.layout.nbytes, target.name, settings.progress) as advance,
     ):
         if staging.stale:
@@ -158,11 +247,15 @@ def merge(
         with record.stage("import"):
             from runner.execute import execute
         with record.stage("execute"):
-            identities = merge_identities(plan.resolved, digests.wait()) if plan.draws else {}
-            outcome = execute(plan, placement, staging, advance, identities)
+            drawn = merge_identities(plan.resolved, digests.wait()) if plan.draws else {}
+            outcome = execute(plan, placement, staging, advance, drawn)
+            for warning in outcome.warnings:
+                record.warn(warning)
         with record.stage("digest"):
             known = digests.wait()
             check_sources(plan.resolved, known)
+            if lock is not None:
+                lock.check(plan, record, known)
             layout, card = layout_with_origins(plan, known)
             staging.fill(layout)
         with record.stage("sync"):
@@ -170,16 +263,81 @@ def merge(
             staging.sync()
         with record.stage("verify" if settings.verify else "hash"):
             hashes = staging.read_back(outcome.written, placement.threads)
+            if settings.verify:
+                _parse_again(staging)
         record.read(plan.resolved, known)
         sidecar = record.written(replace(plan, layout=layout), outcome, hashes)
+        if lock is not None:
+            for warning in lock.check_output(plan, record, known, record.deterministic["output"]):
+                record.warn(warning)
         if plan.keeps_primary and not any(difference for difference, _ in outcome.moved.values()):
             record.warn(f"the result equals {quote(plan.resolved.primary.checkpoint.label)}: nothing moved")
-        with record.stage("publish"):
-            staging.publish(sidecar)
-    return target, Made(layout, card, known, [str(one.sha256) for one in hashes], sidecar)
+        outputs = [str(one.sha256) for one in hashes]
+        yield staging, Made(layout, card, known, outputs, sidecar, outcome.tensors)
 
 
-def _write_beside(folder: Path, plan: Plan, made: Made, record: RunRecord, text: bytes) -> None:
+def _finished(
+    plan: Plan, settings: Settings, folder: Path, output_dir: Path, record: RunRecord, lock: Held | None
+) -> Outcome | None:
+    """The model that a merge would make, if an earlier run made it; says where it is.
+
+    Raises:
+        MismatchError: it is not what the recipe or its lock says.
+    """
+    memory, threads = _memory(settings), settings.threads or os.cpu_count() or 1
+    with record.stage("earlier"):
+        found = finished(plan, record, folder, output_dir, memory, threads)
+    if found is None:
+        return None
+    done, known = found
+    check_sources(plan.resolved, known)
+    record.deterministic = dict(done.content["deterministic"])
+    record.run |= {
+        name: done.content["run"][name] for name in ("moved", "residual") if name in done.content["run"]
+    }
+    if lock is not None:
+        lock.check(plan, record, known)
+        for warning in lock.check_output(plan, record, known, record.deterministic["output"]):
+            record.warn(warning)
+    say(report_of_earlier(done.path, record))
+    if settings.publish is not None:
+        publish(settings.publish, finished_model(done.folder, done.path.parent), done.folder)
+    return Outcome(done.path, record, earlier=True)
+
+
+def _write_lock(
+    recipe: ComposedRecipe,
+    plan: Plan,
+    settings: Settings,
+    folder: Path,
+    record: RunRecord,
+    lock: Held | None,
+) -> tuple[Path, str]:
+    """Hashes the models and writes the lock; returns its path and what to say.
+
+    Raises:
+        MismatchError: a model is not what the recipe or the lock says.
+    """
+    files, threads = plan.resolved.files, settings.threads or os.cpu_count() or 1
+    total = sum(file.identity.size for file in files)
+    with (
+        record.stage("digest"),
+        progress(total, "hashing", settings.progress) as advance,
+        InputDigests(files, _memory(settings), threads, advance=advance) as digests,
+    ):
+        known = digests.wait()
+    check_sources(plan.resolved, known)
+    record.read(plan.resolved, known)
+    output = locked_output(record, finished_output(plan, record, folder, known))
+    return write_lock(recipe, lock, lock_here(plan, record, known, output), settings.job.update)
+
+
+def _memory(settings: Settings) -> Path | None:
+    """The file that remembers digests; None if they are not to be trusted."""
+    return settings.cache_dir / "digests.json" if settings.digests == "remember" else None
+
+
+def write_beside(folder: Path, plan: Plan, made: Made, record: RunRecord, text: bytes) -> None:
     """Writes what stands beside the record: the card of a single file, and the statement.
 
     Raises:
@@ -190,13 +348,47 @@ def _write_beside(folder: Path, plan: Plan, made: Made, record: RunRecord, text:
     statement = statement_of(
         plan.resolved, made.layout, made.outputs, made.inputs, record, text, made.sidecar
     )
-    write_file(folder / f"{made.layout.name}.intoto.json", statement)
+    write_file(folder / _statement_name(made.layout), statement)
 
 
-def _identities(resolved: Resolved) -> set[tuple[int, int]]:
+def _statement_name(layout: Layout) -> str:
+    return f"{layout.name}.intoto.json"
+
+
+def _parse_again(staging: Staging) -> None:
+    """Reads the headers of the output as those of any model of a stranger.
+
+    Raises:
+        MismatchError: one is not what the format allows.
+    """
+    for file in staging.layout.files:
+        try:
+            read_header(look(staging.path(file), file.name or staging.target.name))
+        except InputError as error:
+            raise MismatchError(f"read back: {error.message}. No output was written.") from error
+
+
+def _with_ranks(plan: Plan, placement: Placement, digests: InputDigests, settings: Settings) -> Plan:
+    """The plan made again, once the ranks that it leaves open are measured."""
+    resolved = plan.resolved
+    check_sources(resolved, digests.known)
+    from runner.ranks import measure_ranks
+
+    read = sum(plan.bytes_of(job) for job in plan.jobs if job.bound)
+    identities = merge_identities(resolved, digests.wait()) if plan.draws else {}
+    with progress(read, "ranks", settings.progress) as advance:
+        ranks = measure_ranks(plan, placement, advance, identities)
+    return plan_with_origins(resolved, ranks)
+
+
+def input_identities(resolved: Resolved) -> set[tuple[int, int]]:
     """(device, inode) of every input: the output must be none of them."""
     checkpoints = [model.checkpoint for model in resolved.models]
-    files = {(f.identity.device, f.identity.inode) for c in checkpoints for f in c.files}
+    files = {
+        (file.identity.device, file.identity.inode)
+        for checkpoint in checkpoints
+        for file in (*checkpoint.files, *checkpoint.others.values())
+    }
     roots = {(status.st_dev, status.st_ino) for status in (c.root.stat() for c in checkpoints)}
     return files | roots
 

@@ -10,22 +10,32 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
-import hashlib
 import os
 import shutil
-import time
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 from runner.checkpoint import SIDECAR, Layout, OutputFile
-from runner.errors import BusyError, OutputError, RunnerError, UsageError, quote
+from runner.errors import BusyError, MismatchError, OutputError, RunnerError, UsageError, quote
 from runner.files import PIECE_BYTES
 from runner.hashes import FileHashes
+from runner.partials import (
+    LOCK_TRIES,
+    allocate,
+    clear,
+    is_at,
+    lock,
+    partial_path,
+    remove,
+    some,
+    sweep_partials,
+    sync_folder,
+    write_new,
+)
 from runner.read_back import Built, Written, checksum, read_back
 
-LOCK_TRIES, LOCK_SECONDS = 5, 0.02
 MAX_TRIES = 100  # to make a partial that other runs rename away
 
 
@@ -46,10 +56,10 @@ def check_place(layout: Layout, folder: Path, inputs: set[tuple[int, int]]) -> P
         raise OutputError(
             f"output folder {quote(folder)}: no such folder", hint=f"make it: mkdir -p {folder}"
         )
-    if sidecar_path(target).is_dir():
-        message = f"{quote(sidecar_path(target))} is a folder; the digests of the tensors go there"
-        raise UsageError(message, hint="remove it, or give output.name another name")
     try:
+        if sidecar_path(target).is_dir():
+            message = f"{quote(sidecar_path(target))} is a folder; the digests of the tensors go there"
+            raise UsageError(message, hint="remove it, or give output.name another name")
         status = os.lstat(target)
     except FileNotFoundError:
         return target
@@ -57,14 +67,16 @@ def check_place(layout: Layout, folder: Path, inputs: set[tuple[int, int]]) -> P
         raise _failed(target, error) from error
     if (status.st_dev, status.st_ino) in inputs:
         raise UsageError(f"output {quote(target)} is one of the inputs", hint="give output.name another name")
-    if target.is_symlink():
+    if stat.S_ISLNK(status.st_mode):
         raise UsageError(f"output {quote(target)} is a symbolic link; it would be replaced", hint="remove it")
-    if target.is_dir():
+    if stat.S_ISDIR(status.st_mode):
         what = "is there already" if layout.folder else "is a folder"
         hint = "remove it, or give output.name another name"
         raise UsageError(f"output {quote(target)} {what}; folders are never replaced", hint=hint)
     if layout.folder:
         raise UsageError(f"output {quote(target)} is a file; the output is a folder", hint="remove it")
+    if not stat.S_ISREG(status.st_mode):
+        raise UsageError(f"output {quote(target)} is no regular file; it would be replaced", hint="remove it")
     return target
 
 
@@ -88,6 +100,16 @@ def free_bytes(folder: Path) -> int:
         ) from error
 
 
+def check_room(layout: Layout, target: Path) -> None:
+    """Checks that there is room for the output, where what is written has no layout yet but its largest.
+
+    Raises:
+        OutputError: there is not.
+    """
+    if free_bytes(target.parent) < layout.nbytes:
+        raise _failed(target, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), layout.nbytes)
+
+
 class Staging:
     """The partial output, from its creation to its publication; a context manager that cleans up.
 
@@ -95,14 +117,21 @@ class Staging:
         layout: what will be written.
         target: the final path.
         checked: whether checksums are taken of what is written, for read_back.
+
+    Attributes:
+        partial: where the output is being built.
+        stale: whether something of a killed run was removed.
+        in_use: whether threads that could not be stopped still write: then the files stay open until the
+            process ends, so that nothing else gets their descriptors.
     """
 
     def __init__(self, layout: Layout, target: Path, *, checked: bool = True) -> None:
         self.layout = layout
         self.target = target
         self.checked = checked
-        self.partial = _partial(target)
+        self.partial = partial_path(target)
         self.stale = False
+        self.in_use = False
         self._contents: Sequence[str] = ()
         self._lock: int | None = None
         self._descriptors: list[int] = []
@@ -116,8 +145,10 @@ class Staging:
         """
         try:
             self._create()
-        except BaseException:
+        except BaseException as error:
             self._discard()
+            if isinstance(error, OSError):
+                raise _failed(self.target, error, self.layout.nbytes) from error
             raise
         return self
 
@@ -125,7 +156,11 @@ class Staging:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Removes what was not published."""
-        self._discard()
+        try:
+            self._discard()
+        except BaseException:  # a signal came in the middle of it
+            self._discard()
+            raise
 
     def path(self, file: OutputFile) -> Path:
         """Where a weight file is being built."""
@@ -144,7 +179,9 @@ class Staging:
         done = 0
         while done < len(data):
             try:
-                done += os.pwrite(self._descriptors[file], data[done : done + PIECE_BYTES], offset + done)
+                done += some(
+                    os.pwrite(self._descriptors[file], data[done : done + PIECE_BYTES], offset + done)
+                )
             except OSError as error:
                 raise _failed(self.target, error) from error
 
@@ -228,14 +265,13 @@ class Staging:
             for path in [self.partial, *(self.partial.rglob("*") if self.layout.folder else [])]:
                 path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
                 if path.is_dir():
-                    _sync_folder(path)
-            with _set_aside(sidecar_path(self.target)):
-                self.partial.replace(self.target)
+                    sync_folder(path)
+            self._rename()
         except OSError as error:
             raise _failed(self.target, error) from error
         in_place = f"{quote(self.target)} is in place and verified, but"
         try:
-            _sync_folder(self.target.parent)
+            sync_folder(self.target.parent)
         except OSError as error:
             raise OutputError(f"{in_place} its folder could not be synced: {error.strerror}") from error
         if sidecar is not None:
@@ -244,110 +280,97 @@ class Staging:
             except OutputError as error:
                 raise OutputError(f"{in_place} the digests of its tensors are not: {error}") from error
 
-    def _sweep(self) -> None:
-        """Removes what killed runs left in this folder of other outputs: partials without a lock."""
-        for path in self.target.parent.glob(".rnr-????????.part"):
-            if path == self.partial:
-                continue
+    def _rename(self) -> None:
+        """Gives the model its name. A sidecar of the one it replaces goes before, and is back if it fails."""
+        sidecar = sidecar_path(self.target)
+        aside, held = partial_path(sidecar), None
+        with contextlib.suppress(OSError):  # locked, so that no other run takes it for what was left
+            held = os.open(sidecar, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+            lock(held, 1)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                sidecar.replace(aside)
+            self.partial.replace(self.target)
+        finally:
             with contextlib.suppress(OSError):
-                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-                lock = os.open(path, flags)
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-                    self.stale = True
-                finally:
-                    os.close(lock)
+                # A signal can come when the model has its name already.
+                named = self._lock is None or not is_at(self._lock, self.partial)
+                aside.unlink() if named else aside.replace(sidecar)
+            if held is not None:
+                with contextlib.suppress(OSError):
+                    os.close(held)
 
     def _create(self) -> None:
-        self._sweep()
+        self.stale = sweep_partials(self.target.parent, self.partial)
         # Between opening and locking another run may have finished and renamed the partial away.
         for _ in range(MAX_TRIES):
             if self._open_locked():
                 break
         else:  # a folder where no file can be made, such as those of /proc
             raise OutputError(f"{quote(self.partial)}: cannot be made there", hint="give another output_dir")
-        try:
+        if self.layout.folder:
+            for name, text in self.layout.texts.items():
+                self._write_text(name, text)
+        for file in self.layout.files:
             if self.layout.folder:
-                for name, text in self.layout.texts.items():
-                    self._write_text(name, text)
-            for file in self.layout.files:
                 path = self.path(file)
-                if self.layout.folder:
-                    path.parent.mkdir(exist_ok=True)
-                    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-                    descriptor = os.open(path, flags, 0o600)
-                else:
-                    assert self._lock is not None  # _open_locked made it
-                    descriptor = os.dup(self._lock)
-                self._descriptors.append(descriptor)
-                _allocate(descriptor, file.nbytes)
-        except OSError as error:
-            raise _failed(self.target, error, self.layout.nbytes) from error
+                path.parent.mkdir(exist_ok=True)
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                self._descriptors.append(os.open(path, flags, 0o600))
+            else:
+                assert self._lock is not None  # _open_locked made it
+                self._descriptors.append(os.dup(self._lock))
+            allocate(self._descriptors[-1], file.nbytes)
         for number, file in enumerate(self.layout.files):
             self._put(number, memoryview(file.header), 0)
 
     def _write_text(self, name: str, text: bytes) -> None:
         path = self.partial / name
         path.parent.mkdir(exist_ok=True)
-        with path.open("wb") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
+        write_new(path, text, os.O_TRUNC)
 
     def _open_locked(self) -> bool:
-        """Opens and locks the partial; False if it vanished in between and must be tried again."""
+        """Makes and locks the partial; False if another run was quicker and it must be tried again.
+
+        Raises:
+            BusyError: another run is building this output.
+        """
+        try:
+            self.stale |= clear(self.partial, LOCK_TRIES)
+        except BlockingIOError as error:
+            hint = "wait for it, or give output.name another name"
+            raise BusyError(f"another run is writing {quote(self.target)}", hint=hint) from error
         flags = os.O_NOFOLLOW | os.O_CLOEXEC
-        ours = _is_there(self.partial)
-        self.stale |= ours
         try:
             if self.layout.folder:
-                if not ours:
-                    self.partial.mkdir(mode=0o700)
-                lock = os.open(self.partial, flags | os.O_RDONLY | os.O_DIRECTORY)
+                self.partial.mkdir(mode=0o700)
+                self._lock = os.open(self.partial, flags | os.O_RDONLY | os.O_DIRECTORY)
             else:
-                lock = os.open(self.partial, flags | os.O_RDWR | os.O_CREAT, 0o600)
-        except (FileNotFoundError, FileExistsError):
-            return False
-        except OSError as error:
-            if self.layout.folder and not ours:
-                with contextlib.suppress(OSError):
-                    self.partial.rmdir()
-            raise _failed(self.target, error) from error
-        try:
-            _lock(lock)
-        except OSError as error:
-            os.close(lock)
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                hint = "wait for it, or give output.name another name"
-                raise BusyError(f"another run is writing {quote(self.target)}", hint=hint) from error
-            raise _failed(self.target, error) from error
-        try:
-            if not os.path.samestat(os.fstat(lock), os.lstat(self.partial)):
-                raise FileNotFoundError
-        except FileNotFoundError:
-            os.close(lock)
-            return False
-        self._lock = lock
-        if ours:  # a lock that is free: nobody is building this any more
-            if self.layout.folder:
-                for entry in self.partial.iterdir():
-                    shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-            else:
-                os.ftruncate(lock, 0)
-        return True
+                self._lock = os.open(self.partial, flags | os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            lock(self._lock, LOCK_TRIES)
+            if is_at(self._lock, self.partial):
+                return True
+        except (FileNotFoundError, FileExistsError, BlockingIOError):
+            pass  # another run took it for one that a killed run left, or made its own
+        self._close()
+        return False
 
     def _discard(self) -> None:
         """Removes the partial, if it is still there and ours, and lets the lock go."""
-        if self._lock is not None:
-            with contextlib.suppress(OSError):
-                if os.path.samestat(os.fstat(self._lock), os.lstat(self.partial)):
-                    shutil.rmtree(self.partial) if self.layout.folder else self.partial.unlink()
-            os.close(self._lock)
-            self._lock = None
-        for descriptor in self._descriptors:
-            os.close(descriptor)
+        with contextlib.suppress(OSError):
+            if self._lock is None:  # a signal came before it had one
+                clear(self.partial)
+            elif is_at(self._lock, self.partial):
+                remove(self.partial)
+        self._close()
+
+    def _close(self) -> None:
+        descriptors = [*self._descriptors, *([] if self._lock is None else [self._lock])]
         self._descriptors.clear()
+        self._lock = None
+        for descriptor in [] if self.in_use else descriptors:
+            with contextlib.suppress(OSError):  # what is synced is synced
+                os.close(descriptor)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -358,73 +381,20 @@ def write_file(path: Path, content: bytes) -> None:
     """
     partial = path.with_name(f".rnr-{path.name}.part")
     try:
-        with partial.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+        write_new(partial, content, os.O_TRUNC)
         partial.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink()
-        raise _failed(path, error) from error
-
-
-def _partial(path: Path) -> Path:
-    """The name under which something is built, or put aside, beside its place."""
-    return path.with_name(f".rnr-{hashlib.sha256(path.name.encode()).hexdigest()[:8]}.part")
-
-
-@contextlib.contextmanager
-def _set_aside(path: Path) -> Iterator[None]:
-    """Removes a file if there is one; puts it back if what follows fails."""
-    aside = _partial(path)
-    try:
-        path.replace(aside)
-    except FileNotFoundError:
-        yield
-        return
-    try:
-        yield
-    except BaseException:
-        aside.replace(path)
+        if isinstance(error, OSError):
+            raise _failed(path, error) from error
+        if isinstance(error, MismatchError):
+            raise OutputError(error.message, hint=error.hint) from error
         raise
-    aside.unlink()
-
-
-def _lock(descriptor: int) -> None:
-    """Takes the lock of a partial. Another run that looks whether it is stale holds it for a moment."""
-    for _ in range(LOCK_TRIES):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            time.sleep(LOCK_SECONDS)
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _is_there(path: Path) -> bool:
     try:
-        os.lstat(path)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _allocate(descriptor: int, size: int) -> None:
-    """Takes the room on the disk now, so that it cannot run out later."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, size)
-    else:
-        os.ftruncate(descriptor, size)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise OutputError(f"{quote(path)} is written, but its folder could not be synced") from error
 
 
 def _failed(path: Path, error: OSError, needed: int | None = None) -> RunnerError:

@@ -19,6 +19,7 @@ from runner.origins import layout_with_origins, plan_with_origins
 from runner.place import Devices, place
 from runner.plan import Plan
 from runner.provenance import merge_identities
+from runner.ranks import measure_ranks
 from runner.recipe import parse_recipe
 from runner.resolve import Resolved, resolve
 from runner.tensors import TensorSpec
@@ -101,10 +102,14 @@ def merge(
     out.mkdir(exist_ok=True)
     plan = planned(tree, models_dir, cache)
     placement = place(plan, Devices(("cpu",)), host_budget, threads, tile_elements)
-    target = check_place(plan.layout, out, set())
     with InputDigests(plan.resolved.files, None, threads) as digests:
         known = digests.wait()
         identities = merge_identities(plan.resolved, known)
+    if plan.is_bound:
+        ranks = measure_ranks(plan, placement, lambda count: None, identities)
+        plan = plan_with_origins(plan.resolved, ranks)
+        placement = place(plan, Devices(("cpu",)), host_budget, threads, tile_elements)
+    target = check_place(plan.layout, out, set())
     with Staging(plan.layout, target) as staging:
         outcome = execute(plan, placement, staging, lambda count: None, identities)
         layout, _ = layout_with_origins(plan, known)

@@ -13,6 +13,7 @@ from runner.compose import DATA_ROOT, register
 from runner.config import MAX_THREADS, MAX_TILE_ELEMENTS, Job, Settings, default_cache, settings_of
 from runner.errors import UsageError
 from runner.place import Devices
+from runner.publish.target import Target
 
 DEFAULTS: dict[str, Any] = {
     "job": {"name": "merge", "keys": "summary"},
@@ -28,6 +29,9 @@ DEFAULTS: dict[str, Any] = {
     "verify": True,
     "progress": "auto",
     "hub": "online",
+    "locked": False,
+    "rerun": False,
+    "resume": None,
     "recipe": {},
 }
 
@@ -163,6 +167,68 @@ def test_the_jobs_on_the_models_there_are_have_their_settings() -> None:
     assert settings_of(composed("job=find")).job == Job("find")
 
 
+def test_the_jobs_on_what_was_recorded_have_their_settings() -> None:
+    assert settings_of(composed("job=verify", "source=x", "job.inputs=true", "job.proof=true")).job == Job(
+        "verify", source=Path("x"), inputs=True, proof=True
+    )
+    replay = composed("job=replay", "source=x", "job.keep=true", "job.ulps=1", "job.json=true")
+    assert settings_of(replay).job == Job("replay", source=Path("x"), keep=True, ulps=1, json=True)
+    assert settings_of(composed("job=compare", "job.a=x", "job.b=y")).job == Job(
+        "compare", a=Path("x"), b=Path("y")
+    )
+    assert refused(composed("job=replay", "job.ulps=-1")).startswith("job.ulps: expected an integer from 0")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "target"),
+    [
+        (["publish=a1111", "publish.root=/ui"], Target("a1111", Path("/ui"))),
+        (["publish=comfyui", "publish.link=false"], Target("comfyui", link=False)),
+        (["publish=folder", "publish.overwrite=true"], Target("folder", overwrite=True)),
+        (["publish=invokeai"], Target("invokeai", url="http://127.0.0.1:9090", patience=600)),
+        (
+            ["publish=hub", "publish.repository=me/x", "publish.dry_run=true", "publish.private=false"],
+            Target("hub", repository="me/x", dry_run=True, private=False),
+        ),
+    ],
+)
+def test_a_target_is_chosen_by_name(overrides: list[str], target: Target) -> None:
+    assert settings_of(composed(*overrides)).publish == target
+    assert settings_of(composed("job=publish", "run=runs/x", *overrides)).job == Job(
+        "publish", run=Path("runs/x")
+    )
+
+
+@pytest.mark.parametrize(
+    ("tree", "words"),
+    [
+        (
+            {"target": "a111"},
+            'publish.target: expected a1111 or comfyui or folder or invokeai or hub; found "a11',
+        ),
+        ({"target": "hub", "dry_run": 1}, "publish.dry_run: expected true or false"),
+        ({"target": "invokeai", "dry_run": False, "url": 7}, "publish.url: expected an address"),
+        (
+            {"target": "invokeai", "dry_run": False, "url": "x", "patience": 0},
+            "publish.patience: expected an integer from 1",
+        ),
+        (
+            {"target": "folder", "dry_run": False, "overwrite": False, "root": None, "link": True, "url": ""},
+            "publish.url: unknown setting",
+        ),
+    ],
+)
+def test_a_wrong_target_is_told_with_its_place(tree: Any, words: str) -> None:
+    assert refused(OmegaConf.create({**DEFAULTS, "publish": tree})).startswith(words)
+
+
+def test_a_lock_and_what_is_done_already_have_their_settings() -> None:
+    settings = settings_of(composed("job=lock", "job.update=true", "locked=true", "rerun=true", "resume=x"))
+    assert settings.job == Job("lock", update=True)
+    assert (settings.locked, settings.rerun, settings.resume) == (True, True, Path("x"))
+    assert not settings_of(composed("job=lock")).job.update
+
+
 MISTAKES: list[tuple[str, Any, str]] = [
     *[
         ("threads", value, f"an integer from 0 to {MAX_THREADS}")
@@ -177,6 +243,8 @@ MISTAKES: list[tuple[str, Any, str]] = [
         for value in (0, -1, "lots", "0.5", True, 1.5, [], {})
     ],
     *[("verify", value, "true or false") for value in (1, "true", None, "yes")],
+    *[(name, value, "true or false") for name in ("locked", "rerun") for value in (1, "yes", None)],
+    *[("resume", value, "the folder of a sweep") for value in ("", True, ["x"])],
     *[("digests", value, "remember or fresh") for value in ("sometimes", None, 1, True, ["fresh"])],
     *[("progress", value, "auto or on or off") for value in ("loud", None, 2)],
     *[("models_dir", value, "a folder") for value in ("", True, 1.5, ["x"], {"x": 1}, "a\0b")],
@@ -241,8 +309,8 @@ def test_a_tile_is_a_multiple_of_what_sums_are_taken_over(value: int) -> None:
     [
         (
             {"job": {"name": "mrege", "keys": "all"}},
-            "job.name: expected merge or plan or methods or presets or import or inspect or models or find"
-            " or compose; ",
+            "job.name: expected merge or plan or lock or methods or presets or import or inspect or models "
+            "or find or publish or verify or replay or compare or compose; ",
         ),
         (
             {"job": {"name": "plan", "keys": "al"}},

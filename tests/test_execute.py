@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import runner.execute
+import runner.reading
 from runner.errors import IncompatibleError, InputError, NumericError, OutOfMemoryError
 from runner.execute import execute
 from runner.methods import METHODS
@@ -517,6 +518,43 @@ def test_an_interruption_stops_all_workers_and_leaves_nothing(
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_an_interruption_does_not_wait_for_a_long_operation_and_leaves_its_files_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_big(tmp_path)
+    plan = planned(two(), tmp_path)
+    placement = place(plan, Devices(("cpu",)), None, 1, 32768)
+    at_work, goes_on = threading.Event(), threading.Event()
+    put: list[int] = []
+
+    def run(*arguments: Any) -> None:
+        at_work.set()
+        assert goes_on.wait(20)  # as a decomposition of a large matrix does
+
+    def write(staging: Staging, file: int, data: memoryview, offset: int) -> Any:
+        put.append(os.fstat(opened[0]).st_nlink)  # the file is open, and has no name any more
+        raise OSError
+
+    def advance(count: int) -> None:
+        assert at_work.wait(20)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner.execute.Scratch, "run", run)
+    monkeypatch.setattr(Staging, "write", write)
+    out = tmp_path / "out"
+    out.mkdir()
+    before = set(threading.enumerate())
+    with pytest.raises(KeyboardInterrupt), Staging(plan.layout, out / "x") as staging:
+        opened = list(staging._descriptors)
+        execute(plan, placement, staging, advance)
+    (left,) = set(threading.enumerate()) - before
+    assert staging.in_use and list(out.iterdir()) == []
+    goes_on.set()
+    left.join(20)
+    assert put == [0]
+    os.close(opened[0])
+
+
 @pytest.mark.parametrize(
     "error",
     [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
@@ -560,7 +598,7 @@ def test_an_interruption_ends_what_is_measured_over_the_model(
     models = {"base": "a.safetensors", "other": "b.safetensors"}
     plan = planned({"method": "ties", "models": models, "density": 0.5, "trim": "model"}, tmp_path)
     placement = place(plan, Devices(("cpu",)), None, 2, 32768)
-    real = runner.execute.read_into
+    real = runner.reading.read_into
     interrupted = threading.Event()
     reads: list[int] = []
 
@@ -577,7 +615,7 @@ def test_an_interruption_ends_what_is_measured_over_the_model(
     def advance(count: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner.execute, "read_into", read_into)
+    monkeypatch.setattr(runner.reading, "read_into", read_into)
     (tmp_path / "out").mkdir()
     with Staging(plan.layout, tmp_path / "out" / "x") as staging:
         engine = runner.execute._Engine(plan, placement, staging, {})

@@ -166,7 +166,6 @@ def test_only_the_header_of_the_base_is_read(cache: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"energy": 0.9}, "unknown parameter of extract_lora: ranks are decided from the headers"),
         ({"output": {"format": "checkpoint"}}, "the result of extract_lora is a LoRA"),
         ({"output": {"max_shard_size": "5GB"}}, "a single file is not split"),
         ({"method": "expo", "output": {"format": "lora"}}, "the result of expo is a model"),

@@ -57,6 +57,12 @@ def run(folder: Path, *arguments: str, **environment: str) -> Done:
     )
 
 
+def python(folder: Path, code: str) -> Done:
+    """A program of Python's."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
+
+
 def shell(folder: Path, command: str) -> int:
     """The exit code of our command within a line of bash, where it is written as RUNNER."""
     line = command.replace("RUNNER", f"{sys.executable} -m runner")
@@ -104,13 +110,14 @@ def test_a_plan_and_a_mistake_do_not_import_torch(tmp_path: Path, folder: Path) 
     code = """
 import sys
 from runner.__main__ import run
-codes = [run(["job=plan"]), run(["job=plan", "recipe.alpha=x"]), run(["job=plan", "thread=1"])]
+lines = ["job=plan"], ["job=lock"], ["job=plan", "recipe.alpha=x"], ["job=plan", "thread=1"]
+codes = [run(line) for line in lines]
 sys.exit(f"{codes} {[name for name in ('torch', 'diffusers', 'rich') if name in sys.modules]}")
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert done.stderr.splitlines()[-1] == "[0, 3, 2] []", done.stderr
+    assert done.stderr.splitlines()[-1] == "[0, 0, 3, 2] []", done.stderr
 
 
 def test_a_merge_says_where_the_model_is_and_leaves_a_record(folder: Path) -> None:
@@ -120,7 +127,9 @@ def test_a_merge_says_where_the_model_is_and_leaves_a_record(folder: Path) -> No
     path = folder / first
     assert path.name == "weighted_sum.safetensors"
     assert path.parent.parent == folder / "runs" / "weighted_sum"
-    assert models(path.parent) == [".hydra", "run.json", "run.log", *MERGED]
+    model, sidecar = MERGED
+    beside = [".hydra", "README.md", "run.json", "run.log", model, f"{model}.intoto.json", sidecar]
+    assert models(path.parent) == beside
     content = record(folder)
     assert content["deterministic"]["output"]["sha256"] in second
     assert content["run"]["overrides"] == [*OWN, "recipe.alpha=0.5"]
@@ -131,6 +140,19 @@ def test_a_merge_says_where_the_model_is_and_leaves_a_record(folder: Path) -> No
     key = "model.diffusion_model.linear.weight"
     a, b = (load_file(folder / f"{name}.safetensors")[key].float() for name in "ab")
     torch.testing.assert_close(load_file(path)[key], (0.5 * a + 0.5 * b).half(), rtol=0, atol=1e-3)
+
+
+def test_the_same_command_again_says_where_the_model_is_and_leaves_nothing(folder: Path) -> None:
+    first = run(folder, *OWN, "progress=off")
+    before = models((folder / first.stdout.splitlines()[0]).parent)
+    second = run(folder, *OWN, "progress=off")
+    assert second.returncode == 0, second.stderr
+    assert second.stdout.splitlines()[:2] == first.stdout.splitlines()[:2]
+    assert "there already" in second.stdout and second.stderr == ""
+    (only,) = (folder / "runs" / "weighted_sum").iterdir()
+    assert models(only) == before and {"run.json", "run.log", *MERGED} <= set(before)
+    (line, hint) = run(folder, *OWN, "locked=true").stderr.splitlines()
+    assert line.startswith("runner: error[E-LOCK]: ") and hint == "hint: write it: job=lock"
 
 
 def test_a_job_without_a_recipe_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -149,7 +171,11 @@ def test_a_folder_that_was_chosen_for_a_run_stays_with_what_is_in_it(tmp_path: P
 def test_help_teaches_and_names_jobs_and_recipes(tmp_path: Path) -> None:
     done = run(tmp_path, "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "job: compose, find, import, inspect, merge, methods, models, plan, presets" in done.stdout
+    jobs = (
+        "compare, compose, find, import, inspect, lock, merge, methods, models, plan, presets, publish, "
+        "replay, verify"
+    )
+    assert f"job: {jobs}" in done.stdout
     assert "recipe: add_difference, " in done.stdout
     assert "recipe.alpha=0.4" in done.stdout
     assert "Exit codes" in done.stdout
@@ -413,12 +439,28 @@ def test_a_signal_ends_a_merge_at_once_in_one_line_without_leftovers(
     assert errors == "runner: interrupted. Nothing unfinished is left behind.\n"
     assert seconds < 1
     assert models(tmp_path / "out") == []
-    assert record(tmp_path)["run"]["error"]["stage"] == "execute"
+    assert record(tmp_path)["run"]["error"]["stage"] in ("execute", None)  # None: just before it begins
 
 
 def test_an_interruption_is_recorded_with_its_code(big: Path, tmp_path: Path) -> None:
     interrupted(big, tmp_path, signal.SIGTERM)
     assert record(tmp_path)["run"]["error"]["exit_code"] == 143
+
+
+def test_ctrl_c_while_the_command_is_imported_shows_no_traceback(tmp_path: Path) -> None:
+    code = """
+import os, signal, sys
+class Finder:  # the first import of a package that is not Python's own
+    def find_spec(self, name, path=None, target=None):
+        if name == "hydra":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+import runner.__main__
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_nohup_is_obeyed(tmp_path: Path) -> None:
@@ -560,6 +602,8 @@ def test_a_signal_ends_a_whole_sweep(big: Path, tmp_path: Path) -> None:
     assert process.returncode == 130
     assert errors.endswith("runner: interrupted. Nothing unfinished is left behind.\n")
     assert not list(tmp_path.rglob("1_*"))
+    (job,) = json.loads((sweep_folder(tmp_path) / "sweep.json").read_text())
+    assert (job["job"], job["ok"], job["exit_code"]) == (0, False, 130)
     assert not list(tmp_path.rglob(".rnr-*"))
 
 

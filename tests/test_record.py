@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from contextlib import suppress
@@ -25,6 +26,7 @@ from runner.recipe import parse_recipe
 from runner.record import relative
 from runner.run import run
 from tests.build import here, write_models
+from tests.faults.disk import DiedError, Disk
 
 
 def recipe(tree: dict[str, Any]) -> ComposedRecipe:
@@ -74,6 +76,23 @@ def merged(models: Path, name: str, recipe_tree: dict[str, Any], **changes: Any)
     folder.mkdir()
     run(recipe(recipe_tree), settings(models, **changes), folder)
     return record(folder)
+
+
+def test_a_run_that_dies_leaves_no_record_of_another_model_beside_its_own(models: Path) -> None:
+    folder = models / "run"
+    folder.mkdir()
+    run(recipe(tree()), settings(models), folder)
+    with Disk("death", 10_000).in_place() as undisturbed:
+        run(recipe(tree(alpha=0.4)), settings(models), folder)
+    undisturbed.forget()
+    for back in range(1, 12):  # from the last call on
+        with Disk("death", undisturbed.count - back).in_place() as disk, suppress(DiedError):
+            run(recipe(tree(alpha=0.3 + back / 50)), settings(models), folder)
+        disk.forget()
+        assert disk.name
+        if (folder / "run.json").exists():
+            found = hashlib.sha256((folder / "mix.safetensors").read_bytes()).hexdigest()
+            assert record(folder)["deterministic"]["output"]["sha256"] == found
 
 
 def test_the_deterministic_part_is_equal_for_equal_merges(models: Path) -> None:

@@ -237,3 +237,9 @@ def test_folders_are_selected_by_the_names_of_single_files_too(models: Path, cac
 def test_an_unusual_strength_is_a_warning(models: Path) -> None:
     found = resolved(tree("add_difference", "abc", alpha=3), models)
     assert found.warnings == ("test.yaml:1: alpha: 3 is outside the usual 0 to 2",)
+
+
+@pytest.mark.parametrize(("name", "warnings"), [("nul.v1", 1), ("COM1", 1), ("com10", 0), ("null", 0)])
+def test_a_name_that_windows_keeps_for_itself_is_a_warning(name: str, warnings: int, models: Path) -> None:
+    found = resolved({**tree(), "output": {"name": name}}, models).warnings
+    assert ["Windows" in text for text in found] == [True] * warnings

@@ -42,6 +42,11 @@ def recipe_text(imported: Imported, label: str) -> str:
     return text
 
 
+def tree_text(tree: Mapping[str, Any]) -> str:
+    """A recipe as YAML, without a comment and unchecked."""
+    return "\n".join(yaml_lines(tree, 0)) + "\n"
+
+
 def unknown_names(tree: Mapping[str, Any]) -> Iterator[Note]:
     """Notes for methods and parameters that this version does not have."""
     name, compat = str(tree.get("method")), tree.get("compat")

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from runner.architectures.base import Architecture
-from runner.architectures.layouts import canonical, to_diffusers
 from runner.errors import IncompatibleError, NumericError, escape, nearest, quote
 from runner.lora.algebra import BIASES, MAGNITUDES, Kind, MisfitError, fits, product, role_of
 from runner.lora.names import Dialect, Slot, dialect_of, find_module, module_names
@@ -22,6 +21,7 @@ from runner.lora.settings import Settings, read_settings
 from runner.tensors import TensorSpec
 
 Specs = Mapping[str, TensorSpec]
+LENGTHS_APART = 2  # of a name and one it may be meant for
 LARGEST_SCALE = 1e4  # a larger alpha for the rank is a mistake or an attack
 
 
@@ -95,7 +95,12 @@ class Adapter:
         else:
             scale = 1.0 if self.stated is None else self.stated
         if not math.isfinite(scale) or abs(scale) > LARGEST_SCALE:
-            raise NumericError(f"{escape(self.name)}: alpha {alpha} for rank {self.rank} is no scale")
+            found = f"a scale of {scale:g}" if alpha is None else f"alpha {alpha:g} for rank {self.rank}"
+            raise NumericError(
+                f"{escape(self.name)}: {found} is no scale: it must be a number up to {LARGEST_SCALE:g}",
+                tag="ALPHA",
+                hint="the file is damaged, or made for another tool",
+            )
         return scale
 
 
@@ -156,7 +161,7 @@ def read_adapters(
 
     Args:
         architecture: of the model.
-        base: its tensors as a folder names them (see folder_specs).
+        base: its tensors by the names of views.
         specs: of the tensors of the file.
         metadata: of its header.
         config: PEFT's adapter_config.json that lies beside it, if there is one.
@@ -168,15 +173,15 @@ def read_adapters(
     found: list[Adapter] = []
     absent: dict[str, str] = {}
     misfits: dict[str, str] = {}
+    compared = False
     settings = read_settings(metadata or {}, config)
-    known: list[str] | None = None
     for group in groups:
         module = find_module(architecture, group.name)
         slots = (module.bias if group.bias else module.weight) if module else ()
         keys = [*group.roles.values(), *group.twice]
         if not slots:
-            known = known if known is not None else list(module_names(architecture))
-            hint = nearest(group.name, known) if len(unmatched) < 20 else ""  # comparing takes long
+            hint = "" if compared else _alike(group.name, architecture)
+            compared = True
             why = f"no module of {architecture.title} has this name{hint}"
             unmatched |= dict.fromkeys(keys, why)
         elif missing := [slot.key for slot in slots if slot.key not in base]:
@@ -190,6 +195,12 @@ def read_adapters(
     return Adapters(tuple(found), unmatched, absent, misfits, _notes(found))
 
 
+def _alike(name: str, architecture: Architecture) -> str:
+    """A hint to a module of nearly this name: only of those as long, to compare with thousands takes long."""
+    names = module_names(architecture)
+    return nearest(name, (known for known in names if abs(len(known) - len(name)) <= LENGTHS_APART))
+
+
 def _notes(adapters: Iterable[Adapter]) -> tuple[str, ...]:
     """What is unusual: a file of PEFT's without its config."""
     for adapter in adapters:
@@ -197,19 +208,6 @@ def _notes(adapters: Iterable[Adapter]) -> tuple[str, ...]:
         if dialect_of(adapter.name) is Dialect.PEFT and adapter.rank and not said:
             return ("no alpha is stated (PEFT does in adapter_config.json): the scale is 1",)
     return ()
-
-
-def folder_specs(architecture: Architecture, layout: str, specs: Specs) -> dict[str, TensorSpec]:
-    """The tensors of a model as a folder names them, in the spelling that is written.
-
-    Args:
-        architecture: of the model.
-        layout: of the model, "checkpoint" or "diffusers".
-        specs: of its tensors.
-    """
-    if layout == "checkpoint":
-        return {key: made.spec for key, made in to_diffusers(architecture, specs).made.items()}
-    return {written: spec for key, spec in specs.items() for written in canonical(architecture, layout, key)}
 
 
 def _grouped(specs: Specs) -> tuple[list[_Group], dict[str, str]]:

@@ -145,29 +145,18 @@ def dora_rows(base: Tensor, change: Tensor, magnitude: Tensor) -> Tensor:
     return changed * _ratio(magnitude, (changed * changed).sum(1)).reshape(-1, 1) - base
 
 
-def input_squares(base: Tensor, change: Tensor, inputs: int) -> Tensor:
-    """Of some rows what they add to the squared lengths of the inputs, which take all rows.
-
-    Args:
-        base: rows of the base as a matrix.
-        change: the same rows of the change, scaled.
-        inputs: how many there are; each has as many columns as the kernel has places.
-    """
-    changed = base + change
-    return (changed * changed).sum(0).reshape(inputs, -1).sum(1)
-
-
-def dora_inputs(base: Tensor, change: Tensor, magnitude: Tensor, squares: Tensor) -> Tensor:
+def dora_inputs(base: Tensor, change: Tensor, magnitude: Tensor) -> Tensor:
     """What DoRA changes where it gives inputs their lengths (LyCORIS, with wd_on_out off).
 
     Args:
-        base: rows of the base as a matrix.
-        change: the same rows of the change, scaled.
-        magnitude: a length for each input.
-        squares: the sum of input_squares over all rows.
+        base: all rows of the base as a matrix.
+        change: all rows of the change, scaled.
+        magnitude: a length for each input; each has as many columns as the kernel has places.
     """
-    ratio = _ratio(magnitude, squares).repeat_interleave(base.shape[1] // squares.shape[0])
-    return (base + change) * ratio - base
+    changed = base + change
+    inputs = magnitude.numel()
+    squares = (changed * changed).sum(0).reshape(inputs, -1).sum(1)
+    return changed * _ratio(magnitude, squares).repeat_interleave(base.shape[1] // inputs) - base
 
 
 def _ratio(magnitude: Tensor, squares: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -59,7 +59,7 @@ else:
 
 Determinism = Literal["exact", "stable", "machine"]
 Scope = Literal["element", "row", "tensor"]
-Over = Literal["tensor", "model"]
+Over = Literal["tensor", "model", "rank"]
 Reads = Literal["compute", "file", "pipeline"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -121,7 +121,8 @@ class Method:
         scope: what each element of the result depends on, beside what is measured: the same "element"
             of the operands, its "row", or the whole "tensor". It says where a tensor may be cut.
         measure: what is called with the tiles first, and with those parameters it names; None: nothing.
-        over: what is measured: each "tensor", or the whole "model" at once; None: nothing.
+        over: what is measured: each "tensor", or the whole "model" at once; of a method that gives factors
+            the "rank" of each, before the output is laid out; None: nothing.
         draws: whether it takes `random`.
         placed: whether it takes `part`.
         copies: how many copies of its operands it holds at its peak: for each operand, and beside; the
@@ -138,9 +139,11 @@ class Method:
             while planning; None: nothing.
         result_is: the number of the operand that is the result for these parameters, unchanged;
             None if it must be computed. Then the other models are not even read.
+        spreads: whether NaN or Inf anywhere in an operand is seen in the result; else the engine looks at
+            the operands themselves.
         rank: of a method that gives factors their rank: from the shape of the tensor, the ranks of the
-            factors it is given, and the parameters by name. 0: the tensor gets no factors.
-        refuses: parameters that other tools have and this one can not, and why.
+            factors it is given, and the parameters by name. 0: the tensor gets no factors. Where the rank is
+            measured it is the most that can be.
         version: raised when the meaning of the method changes.
     """
 
@@ -167,8 +170,8 @@ class Method:
     idempotent: bool | Callable[..., bool] = False
     check: Callable[..., str | None] = lambda **_: None
     result_is: Callable[..., int | None] = lambda **_: None
+    spreads: bool = False
     rank: Callable[..., int] | None = None
-    refuses: Mapping[str, str] = field(default_factory=dict)
     version: int = 1
 
     @property
@@ -216,8 +219,8 @@ def method(
     idempotent: bool | Callable[..., bool] = False,
     check: Callable[..., str | None] = lambda **_: None,
     result_is: Callable[..., int | None] = lambda **_: None,
+    spreads: bool = False,
     rank: Callable[..., int] | None = None,
-    refuses: Mapping[str, str] | None = None,
     version: int = 1,
 ) -> Callable[[Function], Function]:
     """Registers a function under its own name (or `name`), once for each tool in `compat`.
@@ -253,8 +256,8 @@ def method(
                 idempotent=idempotent,
                 check=check,
                 result_is=result_is,
+                spreads=spreads,
                 rank=rank,
-                refuses=refuses or {},
                 version=version,
             )
             METHODS[entry.name, tool] = entry

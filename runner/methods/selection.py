@@ -1,7 +1,8 @@
 """The largest elements of a tensor that is seen in tiles: exactly those the definition names, no sort.
 
 The first walk counts magnitudes by the leading bits of their floating-point numbers, which order
-them; the second looks only at those that share the leading bits with the threshold.
+them; the second looks only at those that share the leading bits with the threshold. If these are too
+many to remember in which tiles they are, a third counts those that are equal to the threshold.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
 LEADING_BITS = 16  # of a magnitude: 65,536 counts
+KEPT_VALUES = 1 << 21  # that may be the threshold, with their tiles, of each set: 24 MB in float32
 # How many elements there are, and how many of them are not 0 → how many are wanted, for each set.
 Counts = Callable[[int, int], Sequence[int]]
 
@@ -50,9 +52,6 @@ class Largest:
         return torch.from_numpy(mask).reshape(values.shape)
 
 
-NOTHING = Largest(float("inf"), {})
-
-
 def top(density: float) -> Counts:
     """For largest: k = max(1, int(density·N)) of N elements."""
     return lambda count, nonzero: [max(1, int(density * count))]
@@ -66,7 +65,7 @@ def largest(
     """The elements of largest magnitude of some tensors.
 
     Args:
-        tiles: are walked over twice.
+        tiles: are walked over twice, or three times.
         values: of a tile, in which the largest are looked for; one tensor for each of `counts`.
         counts: given the number of elements and of those that are not 0, how many are wanted; several
             numbers give several sets.
@@ -90,6 +89,14 @@ def largest(
             leading = _leading(magnitudes)
             for one in sets:
                 one.look(magnitudes, leading, (tile.part.key, tile.part.start))
+    if undecided := [one for sets in wanted for one in sets if one.decide()]:
+        for tile in tiles:
+            if not any(one.left for one in undecided):
+                break
+            for tensor, sets in zip(values(tile), wanted, strict=True):
+                magnitudes = _magnitudes(tensor)
+                for one in sets:
+                    one.look_again(magnitudes, (tile.part.key, tile.part.start))
     return [[one.found() for one in sets] for sets in wanted]
 
 
@@ -119,7 +126,10 @@ class _Wanted:
         self.left = self.count - int(above[self.leading] - histogram[self.leading])
         self.values: list[Array] = []
         self.counts: list[Array] = []
-        self.places: list[tuple[str, int]] = []
+        self.places: list[tuple[str, int]] | None = []  # None: too many values to know where each is
+        self.kept = 0
+        self.threshold = float("inf")
+        self.equals: dict[tuple[str, int], int] = {}
 
     def look(self, magnitudes: Array, leading: Array, place: tuple[str, int]) -> None:
         """Notes what of a tile may be the threshold."""
@@ -130,23 +140,46 @@ class _Wanted:
         values, counts = np.unique(magnitudes[leading == self.leading], return_counts=True)
         self.values.append(values)
         self.counts.append(counts)
-        self.places.append(place)
+        self.kept += len(values)
+        if self.places is not None:
+            self.places.append(place)
+        if self.kept > KEPT_VALUES:
+            values, counts = self._together()
+            self.values, self.counts, self.places, self.kept = [values], [counts], None, 0
 
-    def found(self) -> Largest:
-        """What it all comes to."""
+    def _together(self) -> tuple[Array, Array]:
+        import numpy as np
+
+        values, inverse = np.unique(np.concatenate(self.values), return_inverse=True)
+        return values, np.bincount(inverse, np.concatenate(self.counts), len(values)).astype(np.int64)
+
+    def decide(self) -> bool:
+        """Finds the threshold; returns whether the tiles must be looked at for what is equal to it."""
         import numpy as np
 
         if self.count == 0:
-            return NOTHING
-        values, inverse = np.unique(np.concatenate(self.values), return_inverse=True)
-        counts = np.bincount(inverse, np.concatenate(self.counts), len(values)).astype(np.int64)
+            return False
+        values, counts = self._together()
         above = np.cumsum(counts[::-1])[::-1]
         at = int(np.count_nonzero(above >= self.left)) - 1
-        left = self.left - int(above[at] - counts[at])
-        equals = {}
+        self.left -= int(above[at] - counts[at])
+        self.threshold = float(values[at])
+        if self.places is None:
+            return True
         for tile_values, tile_counts, place in zip(self.values, self.counts, self.places, strict=True):
-            there = int(tile_counts[tile_values == values[at]].sum())
-            if taken := min(there, left):
-                equals[place] = taken
-                left -= taken
-        return Largest(float(values[at]), equals)
+            self._take(int(tile_counts[tile_values == values[at]].sum()), place)
+        return False
+
+    def look_again(self, magnitudes: Array, place: tuple[str, int]) -> None:
+        """Counts what of a tile is equal to the threshold, if that is not known."""
+        if self.places is None and self.left:
+            self._take(int((magnitudes == self.threshold).sum()), place)
+
+    def _take(self, there: int, place: tuple[str, int]) -> None:
+        if taken := min(there, self.left):
+            self.equals[place] = taken
+            self.left -= taken
+
+    def found(self) -> Largest:
+        """What it all comes to."""
+        return Largest(self.threshold, self.equals)

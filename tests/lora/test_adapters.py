@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from typing import Any
 
 import pytest
 import torch
 from diffusers.loaders import lora_conversion_utils as theirs
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from runner.architectures import ARCHITECTURES
 from runner.errors import IncompatibleError, InputError, NumericError
-from runner.lora.adapters import Adapter, Adapters, Share, folder_specs, read_adapters
+from runner.lora.adapters import Adapter, Adapters, Share, read_adapters
 from runner.lora.algebra import Kind, role_of
 from runner.lora.deltas import change_rows
 from runner.lora.names import find_module, module_names
 from runner.tensors import TensorSpec
+from runner.view import view_of
 from tests.architectures.test_layouts import back, folder, specs_made
 from tests.lora.test_deltas import specs_of
 
@@ -293,6 +295,7 @@ def test_a_file_of_peft_s_without_its_config_is_noted() -> None:
 names = st.text(st.characters(codec="utf-8"), max_size=30)
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.builds(
@@ -347,7 +350,7 @@ def test_an_adapter_of_every_name_fits_the_real_shapes(case: str, layout: str) -
     name = {"sd3.5 medium": "sd3"}.get(case, case)
     architecture = ARCHITECTURES[name]
     specs = own if layout == "diffusers" else specs_made(back(case, own))
-    base = folder_specs(architecture, layout, specs)
+    base = view_of(architecture, layout, specs).specs
     assert base.keys() == own.keys()
     file: dict[str, TensorSpec] = {}
     wanted = 0
@@ -454,3 +457,16 @@ def test_the_rows_of_x_labs_flux_are_those_diffusers_takes() -> None:
     file = flux_file(names, ".up.weight", ".down.weight", alpha=False)
     made = theirs._convert_xlabs_flux_lora_to_diffusers(dict(file))
     same(contributions(file, flux_base()), by_diffusers(made))
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400), math.nan, math.inf, "8", True])
+@pytest.mark.parametrize("name", ["lora_alpha", "r"])
+def test_a_number_that_no_scale_can_be_made_of_is_named(number: Any, name: str) -> None:
+    names = {key.replace(LINEAR, "unet.time_embedding.linear_1"): shape for key, shape in pair().items()}
+    peft = {key.replace("lora_up", "lora_B").replace("lora_down", "lora_A"): s for key, s in names.items()}
+    found = read(peft, config={"lora_alpha": 8, "r": 2, name: number})
+    if name == "lora_alpha":
+        with pytest.raises(IncompatibleError, match="are no scale"):
+            found.check("x")
+    else:
+        found.check("x")  # the rank is that of the factors

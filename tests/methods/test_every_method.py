@@ -266,7 +266,8 @@ def test_factors_have_the_rank_that_is_planned(method: Method, shape: tuple[int,
     )
     if planned == 0:
         return
-    found = method.function(*operands, **numbers)
+    streams = {"random": Random(0, "merge", method.roles, "key", 0)} if method.draws else {}
+    found = method.function(*operands, **numbers, **streams)
     rows, columns = sides(shape)
     assert found.change.shape == (rows, columns) and found.change.dtype == torch.float64
     assert found.up.shape[0] == rows and found.down.shape[1] == columns

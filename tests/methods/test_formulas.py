@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from hypothesis.extra import numpy as arrays
 from safetensors.torch import save_file
 from torch import Tensor
 
-from runner.methods import METHODS
+from runner.methods import METHODS, selection
 from runner.methods.random import Random
 from runner.methods.selection import largest
 from runner.methods.selection import top as top_share
@@ -761,10 +762,15 @@ def largest_of(values: Tensor, density: float, step: int | None = None) -> Tenso
     values=st.lists(st.sampled_from([0.0, 1.0, -1.0, 1.0000001, 2.0, 3e-40]), min_size=1, max_size=60),
     density=st.floats(1e-6, 1),
     step=st.integers(1, 61),
+    kept=st.integers(0, 8),
 )
-def test_largest_does_not_depend_on_tiles(values: list[float], density: float, step: int) -> None:
+def test_largest_depends_on_no_tiles_and_not_on_how_many_values_are_remembered(
+    values: list[float], density: float, step: int, kept: int
+) -> None:
     one = torch.tensor(values)
-    assert torch.equal(largest_of(one, density, step), largest_of(one, density))
+    with mock.patch.object(selection, "KEPT_VALUES", kept):
+        found = largest_of(one, density, step)
+    assert torch.equal(found, largest_of(one, density))
 
 
 def test_several_sets_are_looked_for_at_once() -> None:

@@ -1,0 +1,105 @@
+"""The models of a plan, open: their tensors by the names of views, read by position."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+from runner.compute import dequantise, transposed
+from runner.files import read_into
+from runner.plan import Load, Plan
+from runner.resolve import Model
+from runner.tensors import DTYPES
+
+
+class AbandonedError(Exception):
+    """Work given up because of an error elsewhere."""
+
+
+class Inputs:
+    """The files that the jobs of a plan read.
+
+    Args:
+        plan: whose.
+        abandoned: whether nobody waits for what is read any more.
+    """
+
+    def __init__(self, plan: Plan, abandoned: Callable[[], bool] = lambda: False) -> None:
+        self._plan = plan
+        self._abandoned = abandoned
+        self._descriptors: dict[tuple[int, int], int] = {}
+        for model, opened in enumerate(plan.resolved.models):
+            stored = opened.checkpoint.tensors
+            used = {key for load in _loads(plan, model) for key in _stored_keys(opened, load)}
+            scales = opened.view.quantised.scales
+            used |= {scales[key] for key in used if key in scales}  # which may lie in another shard
+            for file in sorted({stored[key].file for key in used}):
+                self._descriptors[model, file] = opened.checkpoint.files[file].open()
+
+    def close(self) -> None:
+        """Closes the files."""
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+
+    def check_unchanged(self) -> None:
+        """Raises: InputError if a file is not what it was when its header was read."""
+        for (model, file), descriptor in self._descriptors.items():
+            self._plan.resolved.models[model].checkpoint.files[file].check_unchanged(descriptor)
+
+    def read(self, load: Load, buffer: memoryview, start: int, count: int) -> None:
+        """Fills a buffer with elements start … start + count of a tensor, from the pieces it is made of."""
+        model = self._plan.resolved.models[load.model]
+        made = model.view.tensors[load.key]
+        size = DTYPES[made.spec.dtype].bits // 8
+        if made.transposed:
+            (piece,) = made.pieces
+            whole = memoryview(bytearray(piece.elements * size))
+            self._read_stored(load.model, piece.key, whole, 0, piece.elements)
+            buffer[:] = transposed(whole, piece.source, size)[start * size : (start + count) * size]
+            return
+        at = 0
+        for key, skipped, elements in made.reads(start, start + count):
+            self._read_stored(load.model, key, buffer[at : at + elements * size], skipped, elements)
+            at += elements * size
+
+    def _read_stored(self, model: int, key: str, buffer: memoryview, start: int, count: int) -> None:
+        """Fills a buffer with elements start … start + count of a stored tensor, fp8 times its scale."""
+        opened = self._plan.resolved.models[model]
+        name = opened.view.quantised.scales.get(key)
+        if name is None:
+            self.read_raw(model, key, buffer, start)
+            return
+        spec, scale = (opened.checkpoint.tensors[one].spec for one in (key, name))
+        first, last = 0, 0
+        if scale.elements > 1:
+            row = spec.elements // spec.shape[0]
+            first, last = start // row, (start + count - 1) // row
+        codes = memoryview(bytearray(count))
+        scales = memoryview(bytearray((last + 1 - first) * DTYPES[scale.dtype].bits // 8))
+        self.read_raw(model, key, codes, start)
+        self.read_raw(model, name, scales, first)
+        dequantise(codes, spec, start, scales, scale, buffer)
+
+    def read_raw(self, model: int, key: str, buffer: memoryview, start: int = 0) -> None:
+        """Fills a buffer with the elements of a stored tensor from one on, as they are."""
+        if self._abandoned():  # nobody waits for it any more, and a survey has far to go
+            raise AbandonedError
+        checkpoint = self._plan.resolved.models[model].checkpoint
+        stored = checkpoint.tensors[key]
+        file = checkpoint.files[stored.file]
+        offset = stored.offset + start * DTYPES[stored.spec.dtype].bits // 8
+        read_into(self._descriptors[model, stored.file], buffer, offset, file.label)
+
+
+def _stored_keys(model: Model, load: Load) -> Iterator[str]:
+    """The stored tensors that a load reads."""
+    if model.adapters:
+        for change in model.changes[load.key]:
+            yield from change.adapter.keys
+        return
+    for piece in model.view.tensors[load.key].pieces:
+        yield piece.key
+
+
+def _loads(plan: Plan, model: int) -> Iterator[Load]:
+    return (load for job in plan.jobs for load in (*job.loads, *job.equal) if load.model == model)
