@@ -68,6 +68,7 @@ def run(arguments: Sequence[str]) -> int:
     Interrupts()
     OmegaConf.register_new_resolver("runner.slug", slug, replace=True)
     OmegaConf.register_new_resolver("runner.folder", folder_of, replace=True)
+    OmegaConf.register_new_resolver("runner.sweep", sweep_folder, replace=True)
     OmegaConf.register_new_resolver("runner.id", lambda: secrets.token_hex(3), replace=True, use_cache=True)
     register()
     _warn_of_missing_folders()
@@ -108,7 +109,7 @@ def _hydra_main(config: DictConfig) -> None:
         if not swept:
             sys.exit(code)
         interrupted = interruption_in(error) is not None
-    if not swept and _is_without_recipe(context):
+    if not swept and (_is_without_recipe(context) or summary.get("earlier")):
         _leave_nothing(folder)
     if swept:
         with suppress(OutputError):  # a job without a status counts as failed
@@ -126,9 +127,11 @@ def _job(
     if settings.job.name not in RECIPE_JOBS:
         from runner.jobs import run_job
 
-        return run_job(settings)
+        return run_job(settings, folder, overrides)
     if choice is None:
         raise UsageError("recipe=NAME is missing", hint="python -m runner --help lists the recipes")
+    if settings.resume is not None and not swept:
+        raise UsageError("resume: continues a sweep", hint="give -m and the command of the sweep")
     recipe = recipe_of(config, choice, overrides)
 
     from runner.run import run as run_recipe
@@ -138,7 +141,7 @@ def _job(
     # The models of a sweep must not replace each other.
     own = settings.output_dir / folder.name
     try:
-        own.mkdir()
+        own.mkdir(exist_ok=settings.resume is not None)
     except FileExistsError as error:
         hint = "give another output_dir; the models of a sweep are never replaced"
         raise UsageError(f"output folder {quote(own)} is there already", hint=hint) from error
@@ -160,6 +163,8 @@ def _is_without_recipe(context: HydraConf) -> bool:
 
 def _leave_nothing(folder: Path) -> None:
     """Removes the folder of a run that has nothing to record, and those above it that are empty then."""
+    if (folder / "run.json").exists():  # of the earlier run that this one repeats
+        return
     written = [folder / ".hydra" / f"{name}.yaml" for name in ("config", "hydra", "overrides")]
     with suppress(OSError):
         for file in (*written, folder / "run.log"):
@@ -284,6 +289,11 @@ def _warn_of_missing_folders() -> None:
 def folder_of(job: str, recipe: str) -> str:
     """The name of the folder for runs: the recipe's, or the job's if it has no recipe."""
     return slug(recipe) if job in RECIPE_JOBS else slug(job)
+
+
+def sweep_folder(resume: str | None, new: str) -> str:
+    """The folder of a sweep: of the one that is continued, or a new one."""
+    return str(Path(str(resume)).expanduser()) if resume else new
 
 
 def slug(text: str) -> str:

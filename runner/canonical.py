@@ -41,7 +41,11 @@ def canonical_recipe(recipe: Recipe) -> dict[str, Any]:
 
 def _canonical_merge(merge: Merge) -> dict[str, Any]:
     defaults = asdict(Policies())
-    policies = {name: value for name, value in asdict(merge.policies).items() if value != defaults[name]}
+    policies = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in asdict(merge.policies).items()
+        if value != defaults[name]
+    }
     # Lists, since the order of models and of selectors can decide bytes, and JSON objects have none.
     models = [
         {"role": role, **(canonical_source(model) if isinstance(model, Source) else _canonical_merge(model))}

@@ -41,6 +41,7 @@ class Checkpoint:
         others: files without weights that an output may carry on: name inside the folder → file.
         pipeline: the class in model_index.json, if there is one.
         title: for people, how it is stored, if not as models of its format usually are.
+        warnings: what is odd about its files and no error, a line each.
     """
 
     label: str
@@ -52,6 +53,7 @@ class Checkpoint:
     others: Mapping[str, InputFile] = field(default_factory=dict)
     pipeline: str | None = None
     title: str | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:

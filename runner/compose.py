@@ -7,6 +7,7 @@ problems are raised when the job reads the recipe, so that in a sweep only that 
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-from runner.errors import KeyPath, Location, RecipeError, UsageError, quote
+from runner.errors import KeyPath, Location, RecipeError, UsageError, nearest, quote
 from runner.guard import RecipeFile, read_recipe
+from runner.lockfile import SUFFIX
 from runner.references import References
 
 MAX_FILES = 32  # that one recipe is composed of; each could double the next
@@ -42,6 +44,7 @@ class ComposedRecipe:
         files: every file it was composed from, in the order in which they are laid over each other.
         overrides: of the command line.
         locate: where the value at a key path was written.
+        path: of the file that was chosen.
     """
 
     name: str
@@ -49,6 +52,7 @@ class ComposedRecipe:
     files: Sequence[RecipeFile]
     overrides: Sequence[str]
     locate: Callable[[KeyPath], Location]
+    path: Path | None = None
 
 
 def recipe_folders() -> list[Path]:
@@ -78,6 +82,7 @@ def recipe_names() -> list[str]:
         for folder in recipe_folders()
         if folder.is_dir()
         for path in folder.rglob("*.yaml")
+        if not path.name.endswith(SUFFIX)
     }
     return sorted(found)
 
@@ -137,6 +142,8 @@ class RecipeSource(ConfigSource):
         for entry in folder.iterdir() if folder.is_dir() else ():
             if entry.is_dir() and results_filter != ObjectType.CONFIG:
                 names.add(entry.name)
+            elif entry.name.endswith(SUFFIX):
+                continue
             elif entry.suffix == ".yaml" and results_filter != ObjectType.GROUP:
                 names.add(entry.stem)
         return sorted(names)
@@ -193,16 +200,49 @@ def recipe_of(config: DictConfig, choice: str, overrides: Sequence[str]) -> Comp
             return _COMMAND_LINE
         if path not in written and any(changed[: len(path)] == path for changed in overridden):
             return _COMMAND_LINE
-        for length in range(len(path), 0, -1):
-            if path[:length] in written:
-                return written[path[:length]]
-        return last
+        return _written_at(written, last, path)
 
     tree = OmegaConf.to_container(config.recipe, resolve=False)
     resolved = References(tree, locate).resolved()
-    return ComposedRecipe(
-        Path(choice).with_suffix("").name, resolved, [f for f, _ in layers], overrides, locate
-    )
+    name, files = Path(choice).with_suffix("").name, [file for file, _ in layers]
+    return ComposedRecipe(name, resolved, files, overrides, locate, _found(choice))
+
+
+def recipe_in(file: RecipeFile) -> ComposedRecipe:
+    """What a recipe that was read says, by itself and with what it inherits.
+
+    Raises:
+        RecipeError: with everything the guard has against it and the recipes it names.
+    """
+    layers = _layers_of(file, (), (), {})
+    for parent, _ in file.defaults:
+        if parent != "_self_" and not any(layer.name == parent for layer, _ in layers):
+            raise RecipeError(
+                f"{file.label}: defaults: no recipe {quote(parent)}{nearest(parent, recipe_names())}"
+            )
+    problems = [problem for layer, _ in layers for problem in layer.problems]
+    if problems:
+        raise RecipeError("\n".join(dict.fromkeys(problems)))
+    merged: Any = OmegaConf.create({})
+    written: dict[KeyPath, Location] = {}
+    for layer, prefix in layers:
+        tree: Any = dict(layer.tree)
+        for key in reversed(prefix):
+            tree = {key: tree}
+        merged = OmegaConf.merge(merged, tree)
+        written.update({(*prefix, *path): location for path, location in layer.locations.items()})
+    locate = functools.partial(_written_at, written, Location(file.label))
+    tree = OmegaConf.to_container(merged, resolve=False)
+    resolved = References(tree, locate).resolved()
+    return ComposedRecipe(file.name, resolved, [layer for layer, _ in layers], (), locate)
+
+
+def _written_at(written: Mapping[KeyPath, Location], last: Location, path: KeyPath) -> Location:
+    """Where a value was written: at its key path, or at the nearest one above it."""
+    for length in range(len(path), 0, -1):
+        if path[:length] in written:
+            return written[path[:length]]
+    return last
 
 
 def _ends(file: RecipeFile) -> bool:
@@ -254,10 +294,20 @@ def _layers(
         raise RecipeError(f"recipe {quote(name)}: its defaults lead back to itself")
     if len(above) >= MAX_FILES:
         raise _too_many(name)
-    paths = [path for folder in recipe_folders() if is_file(path := recipe_path(folder, name))]
-    if not paths:
+    path = _found(name)
+    if path is None:
         return []  # Hydra has said so already
-    file = read_recipe(paths[0], name)
+    return _layers_of(read_recipe(path, name), prefix, above, chosen)
+
+
+def _layers_of(
+    file: RecipeFile,
+    prefix: tuple[str, ...],
+    above: tuple[str, ...],
+    chosen: Mapping[tuple[str, ...], str],
+) -> list[tuple[RecipeFile, tuple[str, ...]]]:
+    """The same of a recipe that has been read."""
+    name = file.name
     layers: list[tuple[RecipeFile, tuple[str, ...]]] = []
     for parent, package in file.defaults:
         if parent == "_self_":
@@ -268,6 +318,12 @@ def _layers(
         if len(layers) > MAX_FILES:
             raise _too_many(name)
     return layers
+
+
+def _found(name: str) -> Path | None:
+    """The file of a recipe, in the first folder that has one."""
+    paths = (recipe_path(folder, name) for folder in recipe_folders())
+    return next((path for path in paths if is_file(path)), None)
 
 
 def _too_many(name: str) -> RecipeError:

@@ -19,6 +19,7 @@ from runner.methods.factors import Factors
 from runner.methods.tiles import Tile
 from runner.plan import Job, Load, Plan
 from runner.tensors import DTYPES, SUM_ELEMENTS, TensorSpec
+from runner.watch import NARROW, Watch, is_finite
 
 
 @dataclass(slots=True)
@@ -43,6 +44,7 @@ class Scratch:
         read_stored: fills a buffer with a stored tensor: (model, key, buffer).
         identities: of the merges that draw random numbers.
         tile_elements: of a piece that may be cut; buffers of more elements are let go after each piece.
+        watch: is shown what is read and what is cast.
     """
 
     def __init__(
@@ -52,8 +54,10 @@ class Scratch:
         read_stored: Callable[[int, str, memoryview], None],
         identities: Mapping[KeyPath, str],
         tile_elements: int,
+        watch: Watch,
     ) -> None:
         self._plan = plan
+        self._watch = watch
         self._identities = identities
         self._tile_elements = tile_elements
         self._read = read
@@ -141,19 +145,28 @@ class Scratch:
 
     def _refuse(self, load: Load, tensor: Tensor, start: int, allowed: bool) -> None:
         """Raises: NumericError if part of a tensor that is read holds NaN or Inf."""
-        bad = ~torch.isfinite(tensor.reshape(-1).to(torch.float64))
-        if not bad.any():
+        if not _not_finite(tensor).any():
             return
-        first = start + int(bad.nonzero()[0])
+        count, first = self._not_finite_in(load)
         label = self._plan.resolved.models[load.model].checkpoint.label
         raise NumericError(
-            f"{escape(label)}: tensor {quote(load.key)}: NaN or Inf, first at element {first}"
-            f"{', which this method cannot look past' if allowed else ''}",
+            f"{escape(label)}: tensor {quote(load.key)}: NaN or Inf, first at element {first}, "
+            f"{count} in all{', which this method cannot look past' if allowed else ''}",
             tag="NONFINITE",
             hint="repair the tensor, or choose a method that looks at each element alone"
             if allowed
             else f"nonfinite: [{quote(load.key)}] in the recipe lets it pass",
         )
+
+    def _not_finite_in(self, load: Load) -> tuple[int, int]:
+        """How many elements of a whole tensor are NaN or Inf, and the first of them."""
+        elements, count, first = self._plan.spec(load).elements, 0, -1
+        for start in range(0, elements, self._tile_elements):
+            bad = _not_finite(self._load(0, load, start, min(self._tile_elements, elements - start)))
+            if first < 0 and bad.any():
+                first = start + int(bad.nonzero()[0])
+            count += int(bad.sum())
+        return count, first
 
     def _let_go(self, count: int) -> None:
         if count > self._tile_elements:  # a whole tensor: the next is another size, and not ours alone
@@ -208,13 +221,25 @@ class Scratch:
             evaluation.compute(len(job.steps))
         operands, result, original = evaluation.operands, evaluation.values[-1], evaluation.operand(0)
         assert isinstance(result, Tensor)  # the job has no rank
+        if not (job.nonfinite or all(step.method.spreads for step in job.steps)):
+            self._screen(job, evaluation, start)
         target = torch.frombuffer(out, dtype=torch_dtype(job.spec), count=count)
         target.copy_(result.reshape(-1))
+        if job.spec.dtype in NARROW:
+            self._watch.cast(job.key, result, target)
         moved = self._moved(target, original, len(operands))
         # What is not finite in the result is not in the sums either; fp8 would hide it.
         if job.spec.is_fp8 or not (math.isfinite(sum(moved.difference)) or job.nonfinite):
             self._check(job, result, operands, start)
         return moved
+
+    def _screen(self, job: Job, evaluation: Evaluation, start: int) -> None:
+        """Raises: NumericError if an operand holds NaN or Inf that the methods may have looked past."""
+        for at, load in enumerate(job.loads):
+            if self._plan.resolved.models[load.model].adapters or not evaluation.operands[at].numel():
+                continue  # what adapters change spreads; nothing is there to look at
+            if evaluation.operands[at].is_floating_point() and not is_finite(evaluation.operand(at)):
+                self._refuse(load, evaluation.operands[at], start, allowed=False)
 
     def _copy(self, job: Job, start: int, count: int, out: memoryview) -> None:
         load = job.loads[0]
@@ -222,6 +247,7 @@ class Scratch:
         same = stored.dtype == job.spec.dtype
         if same:
             self._read(load, out, start, count)
+            self._watch.read(load, out)
             source = torch.empty(0)
         else:
             source = self._load(0, load, start, count)
@@ -232,6 +258,8 @@ class Scratch:
         target = torch.frombuffer(out, dtype=torch_dtype(job.spec), count=count)
         if not same:
             target.copy_(source)
+        if not same and job.spec.dtype in NARROW and source.is_floating_point():
+            self._watch.cast(job.key, source, target)
         if not same and job.spec.is_fp8:  # the cast hides what it cannot hold
             self._check(job, source, [source], start)
         if job.nonfinite or not stored.is_float:
@@ -264,6 +292,7 @@ class Scratch:
             return torch.empty(0, dtype=torch_dtype(spec))
         view = memoryview(self._inputs[at])[: count * size]
         self._read(load, view, start, count)
+        self._watch.read(load, view)
         return torch.frombuffer(view, dtype=torch_dtype(spec), count=count)
 
     def _is_padded(self, job: Job, at: int) -> bool:
@@ -330,6 +359,10 @@ class Tiles:
 
     def __iter__(self) -> Iterator[Tile]:
         return self.scratch.walk(self.job, self.step, self.measured)
+
+
+def _not_finite(values: Tensor) -> Tensor:
+    return ~torch.isfinite(values.reshape(-1).to(torch.float64))
 
 
 def transposed(matrix: memoryview, shape: Shape, size: int) -> memoryview:

@@ -18,7 +18,12 @@ from runner.recipe import parse_size
 from runner.tensors import SUM_ELEMENTS
 
 MAX_THREADS = 256
-RECIPE_JOBS = ("merge", "plan")  # those that run a recipe
+RECIPE_JOBS = ("merge", "plan", "lock")  # those that run a recipe
+OTHER_JOBS = (
+    *("methods", "presets", "import", "inspect", "models", "find", "publish"),
+    *("verify", "replay", "compare", "compose"),
+)
+MAX_ULPS = 1 << 20
 MAX_TILE_ELEMENTS = 1 << 26
 MAX_PATIENCE = 86400  # seconds
 
@@ -28,10 +33,11 @@ class Job:
     """What is done.
 
     Attributes:
-        name: "merge" or "plan" by a recipe; "methods", "presets"; "import" from a source, "inspect" of one
-            or two; "models" and "find" of all there are.
-        keys: of a merge, plan or inspection: lists "all" keys or a "summary".
-        source: of an import or inspection: the file it reads.
+        name: "merge", "plan" or "lock" by a recipe; "methods", "presets"; "import" from a source, "inspect"
+            of one or two; "models" and "find" of all there are; "verify" and "replay" of a result, "compare"
+            of two; "publish" of a run; "compose".
+        keys: of a merge, plan, inspection or comparison: lists "all" keys or a "summary".
+        source: of an import, inspection, verify or replay: the file it reads.
         output: of an import: the recipe it writes; None: a name of its own.
         overwrite: of an import: whether it may replace a file.
         method: of methods: the one that is explained; None: all are listed.
@@ -40,9 +46,19 @@ class Job:
         variant: of an inspection: which weight files of a diffusers folder, "fp16".
         hashes: of an inspection: whether files are read for their hashes.
         distances: of an inspection: whether both models are read for how far they are apart.
+        recipe: of compose: the one that is opened; None: a new one.
+        browser: of compose: whether a browser shows the form.
+        port: where it is served to the browser; 0: any free one.
+        confined: of compose: whether models outside the folders of the settings are refused, as in a browser.
         match: of models and find: a glob that names or paths must match; None: all.
-        json: of models: whether the list is for programs.
+        json: of models, verify, replay and compare: whether the answer is for programs.
+        inputs: of verify: whether the inputs are looked for and hashed too.
+        proof: of verify: whether it fails if nothing vouches for the model.
+        keep: of replay: whether the model that is built is kept.
+        ulps: of replay: by how many units in the last place tensors may differ that promise no more.
+        a, b: of compare: the two runs.
         run: of publish: the folder of the run.
+        update: of lock: whether what a lock says may be changed.
     """
 
     name: str
@@ -56,9 +72,20 @@ class Job:
     variant: str | None = None
     hashes: bool = False
     distances: bool = False
+    recipe: str | None = None
+    browser: bool = False
+    port: int = 0
+    confined: bool = False
     match: str | None = None
     json: bool = False
+    inputs: bool = False
+    proof: bool = False
+    keep: bool = False
+    ulps: int = 0
+    a: Path | None = None
+    b: Path | None = None
     run: Path | None = None
+    update: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +106,9 @@ class Settings:
     hub: str
     model_folders: tuple[Path, ...] = ()
     publish: Target | None = None
+    locked: bool = False
+    rerun: bool = False
+    resume: Path | None = None
 
 
 def settings_of(config: DictConfig) -> Settings:
@@ -107,10 +137,13 @@ def settings_of(config: DictConfig) -> Settings:
         tile_elements=node.integer("tile_elements", SUM_ELEMENTS, MAX_TILE_ELEMENTS),
         digests=node.word("digests", ("remember", "fresh")),
         verify=node.flag("verify"),
-        progress=node.word("progress", ("auto", "on", "off")),
+        progress=node.word("progress", ("auto", "on", "off", "lines")),
         hub=node.word("hub", ("online", "offline")),
         model_folders=node.paths("model_folders", default_folders),
         publish=_target(publish) if publish.tree else None,
+        locked=node.flag("locked"),
+        rerun=node.flag("rerun"),
+        resume=node.path("resume", "the folder of a sweep"),
     )
     for name in ("source", "run"):  # jobs that read one refer to it
         node.take(name)
@@ -124,9 +157,9 @@ def settings_of(config: DictConfig) -> Settings:
 
 
 def _job(node: _Node) -> Job:
-    name = node.word(
-        "name", (*RECIPE_JOBS, "methods", "presets", "import", "inspect", "models", "find", "publish")
-    )
+    name = node.word("name", (*RECIPE_JOBS, *OTHER_JOBS))
+    if name == "lock":
+        return Job(name, update=node.flag("update"))
     if name in RECIPE_JOBS:
         return Job(name, keys=node.word("keys", ("summary", "all")))
     if name == "methods":
@@ -135,8 +168,27 @@ def _job(node: _Node) -> Job:
         return Job(name, match=node.text("match"), json=node.flag("json"))
     if name == "find":
         return Job(name, match=node.text("match"))
+    if name == "verify":
+        source, json = node.path("source", "a file or folder"), node.flag("json")
+        return Job(name, source=source, json=json, inputs=node.flag("inputs"), proof=node.flag("proof"))
+    if name == "replay":
+        source, json = node.path("source", "a file or folder"), node.flag("json")
+        ulps = node.integer("ulps", 0, MAX_ULPS)
+        return Job(name, source=source, json=json, keep=node.flag("keep"), ulps=ulps)
+    if name == "compare":
+        a, b = (node.path(side, "a file or folder") for side in "ab")
+        keys = node.word("keys", ("summary", "all"))
+        return Job(name, keys=keys, a=a, b=b, json=node.flag("json"))
     if name == "publish":
         return Job(name, run=node.path("run"))
+    if name == "compose":
+        return Job(
+            name,
+            recipe=node.text("recipe"),
+            browser=node.flag("browser"),
+            port=node.integer("port", 0, 65535),
+            confined=node.flag("confined"),
+        )
     if name == "presets":
         return Job(name, preset=node.text("preset"))
     if name == "inspect":

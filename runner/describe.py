@@ -92,6 +92,18 @@ def _ranks(record: RunRecord) -> list[str]:
     return [f"  {counted(sum(count for _, count in found), 'module')}, {ranks}"]
 
 
+def report_of_earlier(path: Path, record: RunRecord) -> str:
+    """What is said of a model that is there already: where it is, what it is, and how to make it again."""
+    output = record.deterministic["output"]
+    return "\n".join(
+        [
+            str(path),
+            f"  sha256 {output['sha256']}, {size(output['bytes'])}",
+            "  there already, made by the same recipe from the same models; rerun=true merges again",
+        ]
+    )
+
+
 def _first_demo(plan: Plan) -> str:
     """The field of the recipe that names the first demo model."""
     demos = (model for model in plan.resolved.models if model.checkpoint.label.startswith("demo:"))

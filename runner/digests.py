@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 
 from runner import cachefile
 from runner.checkpoint import Checkpoint
@@ -35,6 +36,7 @@ class InputDigests:
         memory: file that remembers digests; None: nothing is remembered and all are computed.
         threads: how many files are hashed at a time.
         trusted: whether what is remembered is taken for true; else all are computed, and remembered.
+        computed: digests this process has computed itself, by Identity.key: they are not computed again.
         advance: called with the number of bytes done, by any thread.
     """
 
@@ -46,11 +48,12 @@ class InputDigests:
         *,
         trusted: bool = True,
         advance: Callable[[int], None] | None = None,
+        computed: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         sys.setswitchinterval(SWITCH_SECONDS)
         self._memory = memory
         self._advance = advance
-        remembered = known_digests(memory) if trusted else {}
+        remembered = {**(known_digests(memory) if trusted else {}), **computed}
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="digest")
         self._known: dict[InputFile, str] = {}

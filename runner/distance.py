@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -80,26 +80,58 @@ def distances(
     Raises:
         InputError: a file ended early, or changed meanwhile.
     """
-    with ExitStack() as opened:
-        both = []
-        for checkpoint, view in models:
-            descriptors = []
-            for file in checkpoint.files:
-                descriptors.append(file.open())
-                opened.callback(os.close, descriptors[-1])
-            both.append(Tensors(checkpoint, view, descriptors))
-        # One torch thread a worker: torch's own would change the order of sums, and fight ours.
-        pool = ThreadPoolExecutor(threads or processors(), initializer=torch.set_num_threads, initargs=(1,))
-        opened.callback(pool.shutdown, cancel_futures=True)
+    with _opened(models) as both, _workers(threads) as pool:
         found = {}
         apart = pool.map(lambda key: _apart(both[0], both[1], tile_elements, key), keys)
         for key, moved in zip(keys, apart, strict=True):
             found[key] = moved
             advance(sum(view.tensors[key].spec.nbytes for _, view in models))
-        for tensors in both:
+        return found
+
+
+def ulps(
+    models: Sequence[tuple[Checkpoint, View]], keys: Sequence[str], threads: int, tile_elements: int
+) -> dict[str, int]:
+    """How many numbers of its dtype lie at most between an element of one and that of the other, by key.
+
+    Args:
+        models: the two.
+        keys: floats that both have, of the same dtype and shape.
+        threads, tile_elements: as for distances.
+
+    Raises:
+        InputError: a file ended early, or changed meanwhile.
+    """
+    with _opened(models) as both, _workers(threads) as pool:
+        most = pool.map(lambda key: _ulps(both[0], both[1], tile_elements, key), keys)
+        return dict(zip(keys, most, strict=True))
+
+
+@contextmanager
+def _opened(models: Sequence[tuple[Checkpoint, View]]) -> Iterator[list[Tensors]]:
+    """Models that are read, of which no file may have changed at the end."""
+    with ExitStack() as opened:
+        found = []
+        for checkpoint, view in models:
+            descriptors = []
+            for file in checkpoint.files:
+                descriptors.append(file.open())
+                opened.callback(os.close, descriptors[-1])
+            found.append(Tensors(checkpoint, view, descriptors))
+        yield found
+        for tensors in found:
             for file, descriptor in zip(tensors.checkpoint.files, tensors.descriptors, strict=True):
                 file.check_unchanged(descriptor)
-    return found
+
+
+@contextmanager
+def _workers(threads: int) -> Iterator[ThreadPoolExecutor]:
+    # One torch thread a worker: torch's own would change the order of sums, and fight ours.
+    pool = ThreadPoolExecutor(threads or processors(), initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _apart(first: Tensors, second: Tensors, tile_elements: int, key: str) -> Moved:
@@ -114,6 +146,27 @@ def _apart(first: Tensors, second: Tensors, tile_elements: int, key: str) -> Mov
         moved.difference += squares(b - a)
         moved.original += squares(a)
     return moved
+
+
+def _ulps(first: Tensors, second: Tensors, tile_elements: int, key: str) -> int:
+    elements, most = first.view.tensors[key].spec.elements, 0
+    for start in range(0, elements, max(1, tile_elements)):
+        count = min(tile_elements, elements - start)
+        a, b = (_ordered(tensors.read(key, start, count)) for tensors in (first, second))
+        far = (a.double() - b.double()).abs() > _FAR
+        most = max(most, int(torch.where(far, int(_FAR), (a - b).abs()).max()))
+    return most
+
+
+_FAR = 2.0**62  # beyond it the difference of two numbers of 64 bits would not fit into one
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _ordered(values: Tensor) -> Tensor:
+    """Floats as whole numbers in the same order, neighbours one apart: the bits of the size, signed."""
+    bits = values.view(_INTEGERS[values.element_size()]).to(torch.int64)
+    size = bits & ((1 << (8 * values.element_size() - 1)) - 1)
+    return torch.where(bits < 0, -size, size)
 
 
 def relative(moved: Iterable[Moved]) -> float | None:

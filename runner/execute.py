@@ -32,6 +32,7 @@ from runner.read_back import Written
 from runner.reading import Inputs
 from runner.tensor_digests import TensorHasher
 from runner.tensors import DTYPES
+from runner.watch import Watch
 from runner.write import Staging
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class Outcome:
             the change they stand for and of the change.
         fallbacks: what was moved from a device to another place, and how often.
         notes: what methods found unusual, and the keys where they did.
+        warnings: what is unusual about numbers that were read or written, a line each.
     """
 
     contents: list[str] = field(default_factory=list)
@@ -80,6 +82,7 @@ class Outcome:
     moved: dict[str, tuple[float, float]] = field(default_factory=dict)
     fallbacks: Counter[str] = field(default_factory=Counter)
     notes: dict[str, list[str]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
 
 def pieces(plan: Plan, tile_elements: int) -> Iterator[Piece]:
@@ -159,6 +162,7 @@ class _Engine:
         self.error: BaseException | None = None
         self.unlike: set[Device] = set()  # GPUs that round otherwise than the host
         self.outcome = Outcome()
+        self.watch = Watch()
         self.measuring = Measuring(plan)
         self.parts: dict[int, dict[int, Moved]] = {}
         self.buffers: list[bytearray] = []
@@ -197,6 +201,7 @@ class _Engine:
             raise self.error
         self.inputs.check_unchanged()
         self._sum_up()
+        self.outcome.warnings = self.watch.warnings(self.plan)
         return self.outcome
 
     def _join(self) -> None:
@@ -294,7 +299,7 @@ class _Engine:
     def scratch(self) -> Scratch:
         """What a worker computes in."""
         tile = self.placement.tile_elements
-        return Scratch(self.plan, self.inputs.read, self.inputs.read_raw, self.identities, tile)
+        return Scratch(self.plan, self.inputs.read, self.inputs.read_raw, self.identities, tile, self.watch)
 
     def _survey(self) -> None:
         """Measures what is measured over the whole model; the workers wait for it."""

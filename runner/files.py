@@ -112,6 +112,7 @@ def open_regular(path: Path, label: str) -> int:
         InputError: missing, unreadable, or not a regular file; says which.
     """
     try:
+        _check_regular(path.stat().st_mode, label)  # to open a device can do something
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
@@ -121,14 +122,17 @@ def open_regular(path: Path, label: str) -> int:
             raise OutputError(f"{escape(label)}: {_reason(error)}") from error
         raise InputError(f"{escape(label)}: {_reason(error)}", tag="MISSING") from error
     try:
-        mode = _status(descriptor, label).st_mode
-        if not stat.S_ISREG(mode):
-            kind = next((name for name, test in _KINDS if test(mode)), "not a file")
-            raise InputError(f"{escape(label)}: expected a regular file, found {kind}", tag="NOT-A-FILE")
+        _check_regular(_status(descriptor, label).st_mode, label)  # it may be another one now
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _check_regular(mode: int, label: str) -> None:
+    if not stat.S_ISREG(mode):
+        kind = next((name for name, test in _KINDS if test(mode)), "not a file")
+        raise InputError(f"{escape(label)}: expected a regular file, found {kind}", tag="NOT-A-FILE")
 
 
 _KINDS = (

@@ -20,13 +20,10 @@ _V1_OFFSET, _V1_BYTES = 0x100000, 0x10000
 
 
 class Hasher(Protocol):
-    """What hashlib and blake3 have in common."""
+    """What takes bytes one after the other: of hashlib, of blake3, and our own."""
 
     def update(self, data: memoryview, /) -> object:
         """Takes more bytes."""
-
-    def hexdigest(self) -> str:
-        """The digest of what it took."""
 
 
 @dataclass(frozen=True, slots=True)

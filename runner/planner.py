@@ -625,6 +625,7 @@ class _Planner:
     def warnings(self, jobs: tuple[Job, ...]) -> Iterable[str]:
         """What the user should know before the merge runs."""
         yield from self.resolved.warnings
+        yield from (text for model in self.resolved.models for text in model.checkpoint.warnings)
         yield from self.notes
         yield from self._disagreeing
         for reason, keys in (*self.dropped.items(), *self.deviations.items()):

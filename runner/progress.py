@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from runner.tables import size
 
 log = logging.getLogger(__name__)
+COUNT_SECONDS = 0.1
 QUIET_SECONDS = 15.0  # between two lines where there is no terminal
 
 
@@ -27,11 +28,13 @@ def progress(total: int, what: str, mode: str, things: str | None = None) -> Ite
     Args:
         total: bytes of the whole stage.
         what: names the stage.
-        mode: "on", "off", or "auto": a bar only if stderr is a terminal.
+        mode: "on", "off", "auto": a bar only if stderr is a terminal; or "lines", for programs.
         things: what is counted if not bytes: "models".
     """
     if mode == "off":
         yield lambda count: None
+    elif mode == "lines":
+        yield _counts(total, what)
     elif mode == "on" or (sys.stderr is not None and sys.stderr.isatty()):
         with _bar(total, what, things) as advance:
             yield advance
@@ -72,6 +75,21 @@ def _bar(total: int, what: str, things: str | None) -> Iterator[Callable[[int], 
     finally:
         with suppress(OSError, ValueError):
             bar.stop()
+
+
+def _counts(total: int, what: str) -> Callable[[int], None]:
+    """For programs: a line with plain numbers on stderr, ten times a second at most."""
+    done, said = 0, -1.0
+
+    def advance(count: int) -> None:
+        nonlocal done, said
+        done += count
+        if (now := time.monotonic()) - said >= COUNT_SECONDS or done >= total:
+            said = now
+            with suppress(OSError, ValueError):
+                print(f"progress {done} of {total}: {what}", file=sys.stderr, flush=True)
+
+    return advance
 
 
 def _lines(total: int, what: str, things: str | None) -> Callable[[int], None]:

@@ -20,6 +20,7 @@ from runner.measure import Measuring, measured_step
 from runner.place import CPU, Placement, working_bytes
 from runner.plan import Plan
 from runner.reading import Inputs
+from runner.watch import Watch
 
 Identities = Mapping[KeyPath, str]
 
@@ -53,7 +54,7 @@ def measure_ranks(
         measuring = Measuring(plan)
 
         def scratch() -> Scratch:
-            return Scratch(plan, inputs.read, inputs.read_raw, identities, placement.tile_elements)
+            return Scratch(plan, inputs.read, inputs.read_raw, identities, placement.tile_elements, Watch())
 
         def measure(number: int) -> int:
             with memory(f"tensor {quote(plan.jobs[number].key)}"):

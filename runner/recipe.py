@@ -48,6 +48,7 @@ class Source:
         variant: which weight files of a diffusers folder, "fp16"; None: the plain ones.
         path: where in the recipe it stands.
         alias: what stands for its name in the result; "": the name itself.
+        locked: the digest by which it is found if its path leads nowhere and the recipe gives none.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Source:
     variant: str | None = None
     path: KeyPath = field(default=(), compare=False)
     alias: str = ""
+    locked: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +303,8 @@ class _Parser:
             self.problems.add(("components",), f"expected sources: {{vae: SOURCE, ...}}; found {quote(tree)}")
             return {}
         result: dict[str, Source] = {}
-        for component, source in tree.items():
+        # By name: their order must not decide bytes, since canonical recipes do not keep it.
+        for component, source in sorted(tree.items(), key=lambda item: str(item[0])):
             at = ("components", component)
             if isinstance(source, str):
                 result[component] = self.source({"source": source}, at)

@@ -7,6 +7,7 @@ here, by the names git gives to contents, and git only tells what the commit has
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 from pathlib import Path
 
@@ -22,7 +23,8 @@ def committed(path: Path) -> tuple[str, bool] | None:
     Returns:
         None if the file is in no repository, there is no commit yet, or no git.
     """
-    folder = path.absolute().parent
+    path = Path(os.path.realpath(path))  # of a link the file that is read
+    folder = path.parent
     commit = _git(folder, "rev-parse", "--verify", "--quiet", "HEAD")
     if not commit:
         return None

@@ -193,7 +193,8 @@ def source_path(source: Source, models_dir: Path, library: Library, offline: boo
     path = models_dir / Path(name).expanduser()
     if os.path.lexists(path):
         return path, None
-    if source.sha256 and (found := library.by_digest(source.sha256)):
+    wanted = source.sha256 or source.locked
+    if wanted and (found := library.by_digest(wanted)):
         log.info("%s: found by its sha256, %s", escape(name), escape(str(found.path)))
         return found.path, None
     if found := library.by_name(name):
@@ -273,7 +274,7 @@ def _open(path: Path, source: Source, models_dir: Path, library: Library) -> Che
             there = "" if models_dir.is_dir() else ", which is no folder"
             near = library.nearest(source.name, _names_beside(path))
             error.hint = f"paths start at models_dir={models_dir}{there}{near}"
-            if source.sha256:
+            if source.sha256 or source.locked:
                 error.hint += "; if the file has another name: job=find, then sha256 finds it"
         raise
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from runner.card import NAME as CARD
 from runner.checkpoint import Layout
 from runner.compose import ComposedRecipe
 from runner.config import Settings
-from runner.describe import describe, report
-from runner.digests import InputDigests, model_digest
+from runner.describe import describe, report, report_of_earlier
+from runner.digests import InputDigests, model_digest, remembered
+from runner.earlier import finished, finished_output
 from runner.errors import InputError, MismatchError, OutputError, quote
 from runner.files import InputFile, look
 from runner.formats.safetensors import read_header
+from runner.locking import Held, held, lock_here, locked_output, with_digests, write_lock
 from runner.origins import layout_with_origins, plan_with_origins
 from runner.place import Placement, place
 from runner.plan import Plan
@@ -42,10 +46,12 @@ class Outcome:
     Attributes:
         path: of the model; None if nothing was written.
         record: what run.json tells.
+        earlier: whether an earlier run made the model; this one then leaves no record.
     """
 
     path: Path | None
     record: RunRecord
+    earlier: bool = False
 
     def summary(self) -> dict[str, Any]:
         """The part a table of many runs shows."""
@@ -53,6 +59,7 @@ class Outcome:
             "output": str(self.path) if self.path else None,
             "sha256": self.record.deterministic.get("output", {}).get("sha256"),
             "moved": {name: moved["relative"] for name, moved in self.record.run.get("moved", {}).items()},
+            **({"earlier": True} if self.earlier else {}),
         }
 
 
@@ -73,9 +80,10 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
     try:
         with record.stage("resolve"):
             parsed = parse_recipe(recipe.name, recipe.tree, recipe.locate)
+            lock = held(recipe, settings.locked)
             offline = settings.hub == "offline"
             resolved = resolve(
-                parsed,
+                with_digests(parsed, lock),
                 recipe.locate,
                 settings.models_dir,
                 settings.cache_dir,
@@ -92,12 +100,19 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
         text = describe(plan, placement, free, announced, all_keys=settings.job.keys == "all")
         log.debug("%s", text)
         made = None
+        if lock is not None and settings.job.name != "lock":
+            for warning in lock.check(plan, record, remembered(plan.resolved.files, _memory(settings))):
+                record.warn(warning)
         if settings.job.name == "merge":
+            if not settings.rerun and (found := _finished(plan, settings, folder, output_dir, record, lock)):
+                return found
             for name in ("run.json", CARD, _statement_name(plan.layout)):
                 # Of an earlier run in this folder: they must not stand beside another model.
                 (folder / name).unlink(missing_ok=True)
-            path, made = merge(plan, placement, settings, output_dir, record)
+            path, made = merge(plan, placement, settings, output_dir, record, lock)
             text = report(path, plan, record)
+        elif settings.job.name == "lock":
+            path, text = _write_lock(recipe, plan, settings, folder, record, lock)
     except BaseException as error:
         record.failed(error)
         with suppress(OutputError):  # the error on its way says more
@@ -107,7 +122,7 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
         text_of_record = record.text().encode()
         write_file(folder / "run.json", text_of_record)
         if made is not None:
-            _write_beside(folder, plan, made, record, text_of_record)
+            write_beside(folder, plan, made, record, text_of_record)
     except OutputError as error:
         if path is not None:
             raise OutputError(
@@ -115,7 +130,7 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
             ) from error
         raise
     say(text)
-    if path is not None and settings.publish is not None:
+    if made is not None and settings.publish is not None:
         publish(settings.publish, finished_model(folder, output_dir), folder)
     return Outcome(path, record)
 
@@ -137,7 +152,7 @@ def _announced(plan: Plan, settings: Settings, output_dir: Path) -> list[str]:
         return []
     kind = kind_of(plan.resolved.output_format, {job.place.component for job in plan.jobs})
     model = Model((output_dir / plan.layout.name), kind, {})
-    return announce(settings.publish, model, _identities(plan.resolved), settings.hub == "offline")
+    return announce(settings.publish, model, input_identities(plan.resolved), settings.hub == "offline")
 
 
 @dataclass(frozen=True)
@@ -150,6 +165,7 @@ class Made:
         inputs: digests of the weight files.
         outputs: digests of the model's weight files.
         sidecar: the digests of its tensors.
+        tensors: SHA-256 of the data of each.
     """
 
     layout: Layout
@@ -157,21 +173,64 @@ class Made:
     inputs: Mapping[InputFile, str]
     outputs: Sequence[str]
     sidecar: bytes
+    tensors: Mapping[str, str]
 
 
 def merge(
-    plan: Plan, placement: Placement, settings: Settings, output_dir: Path, record: RunRecord
+    plan: Plan,
+    placement: Placement,
+    settings: Settings,
+    output_dir: Path,
+    record: RunRecord,
+    lock: Held | None = None,
 ) -> tuple[Path, Made]:
     """Executes a plan: the model appears under its name whole, or not at all.
 
     Returns:
         The path of the model, and what it is known by.
     """
-    target = check_place(plan.layout, output_dir, _identities(plan.resolved))
-    memory = settings.cache_dir / "digests.json" if settings.digests == "remember" else None
+    target = check_place(plan.layout, output_dir, input_identities(plan.resolved))
+    with (
+        build(plan, placement, settings, target, record, lock) as (staging, made),
+        record.stage("publish"),
+    ):
+        staging.publish(made.sidecar)
+    return target, made
+
+
+@contextmanager
+def build(
+    plan: Plan,
+    placement: Placement,
+    settings: Settings,
+    target: Path,
+    record: RunRecord,
+    lock: Held | None = None,
+    computed: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[tuple[Staging, Made]]:
+    """Executes a plan up to the moment before the model gets its name; without that nothing stays.
+
+    Args:
+        plan: what to do.
+        placement: where.
+        settings: how.
+        target: the path the model would have.
+        record: is told everything.
+        lock: what the recipe is held to.
+        computed: digests of inputs that this process has computed, by Identity.key.
+
+    Yields:
+        The model under its partial name, and what it is known by.
+    """
+    files = plan.resolved.files
     if plan.is_bound:
         check_room(plan.layout, target)
-        with record.stage("ranks"), InputDigests(plan.resolved.files, memory, placement.threads) as digests:
+        with (
+            record.stage("ranks"),
+            InputDigests(
+                plan.resolved.files, _memory(settings), placement.threads, computed=computed
+            ) as digests,
+        ):
             plan = _with_ranks(plan, placement, digests, settings)
         placement = _place(plan, settings)
         record.planned(plan, placement)
@@ -179,7 +238,7 @@ def merge(
         record.warn(warning)
     with (
         Staging(plan.layout, target, checked=settings.verify) as staging,
-        InputDigests(plan.resolved.files, memory, placement.threads) as digests,
+        InputDigests(files, _memory(settings), placement.threads, computed=computed) as digests,
         progress(plan.layout.nbytes, target.name, settings.progress) as advance,
     ):
         if staging.stale:
@@ -188,11 +247,15 @@ def merge(
         with record.stage("import"):
             from runner.execute import execute
         with record.stage("execute"):
-            identities = merge_identities(plan.resolved, digests.wait()) if plan.draws else {}
-            outcome = execute(plan, placement, staging, advance, identities)
+            drawn = merge_identities(plan.resolved, digests.wait()) if plan.draws else {}
+            outcome = execute(plan, placement, staging, advance, drawn)
+            for warning in outcome.warnings:
+                record.warn(warning)
         with record.stage("digest"):
             known = digests.wait()
             check_sources(plan.resolved, known)
+            if lock is not None:
+                lock.check(plan, record, known)
             layout, card = layout_with_origins(plan, known)
             staging.fill(layout)
         with record.stage("sync"):
@@ -204,14 +267,77 @@ def merge(
                 _parse_again(staging)
         record.read(plan.resolved, known)
         sidecar = record.written(replace(plan, layout=layout), outcome, hashes)
+        if lock is not None:
+            for warning in lock.check_output(plan, record, known, record.deterministic["output"]):
+                record.warn(warning)
         if plan.keeps_primary and not any(difference for difference, _ in outcome.moved.values()):
             record.warn(f"the result equals {quote(plan.resolved.primary.checkpoint.label)}: nothing moved")
-        with record.stage("publish"):
-            staging.publish(sidecar)
-    return target, Made(layout, card, known, [str(one.sha256) for one in hashes], sidecar)
+        outputs = [str(one.sha256) for one in hashes]
+        yield staging, Made(layout, card, known, outputs, sidecar, outcome.tensors)
 
 
-def _write_beside(folder: Path, plan: Plan, made: Made, record: RunRecord, text: bytes) -> None:
+def _finished(
+    plan: Plan, settings: Settings, folder: Path, output_dir: Path, record: RunRecord, lock: Held | None
+) -> Outcome | None:
+    """The model that a merge would make, if an earlier run made it; says where it is.
+
+    Raises:
+        MismatchError: it is not what the recipe or its lock says.
+    """
+    memory, threads = _memory(settings), settings.threads or os.cpu_count() or 1
+    with record.stage("earlier"):
+        found = finished(plan, record, folder, output_dir, memory, threads)
+    if found is None:
+        return None
+    done, known = found
+    check_sources(plan.resolved, known)
+    record.deterministic = dict(done.content["deterministic"])
+    record.run |= {
+        name: done.content["run"][name] for name in ("moved", "residual") if name in done.content["run"]
+    }
+    if lock is not None:
+        lock.check(plan, record, known)
+        for warning in lock.check_output(plan, record, known, record.deterministic["output"]):
+            record.warn(warning)
+    say(report_of_earlier(done.path, record))
+    if settings.publish is not None:
+        publish(settings.publish, finished_model(done.folder, done.path.parent), done.folder)
+    return Outcome(done.path, record, earlier=True)
+
+
+def _write_lock(
+    recipe: ComposedRecipe,
+    plan: Plan,
+    settings: Settings,
+    folder: Path,
+    record: RunRecord,
+    lock: Held | None,
+) -> tuple[Path, str]:
+    """Hashes the models and writes the lock; returns its path and what to say.
+
+    Raises:
+        MismatchError: a model is not what the recipe or the lock says.
+    """
+    files, threads = plan.resolved.files, settings.threads or os.cpu_count() or 1
+    total = sum(file.identity.size for file in files)
+    with (
+        record.stage("digest"),
+        progress(total, "hashing", settings.progress) as advance,
+        InputDigests(files, _memory(settings), threads, advance=advance) as digests,
+    ):
+        known = digests.wait()
+    check_sources(plan.resolved, known)
+    record.read(plan.resolved, known)
+    output = locked_output(record, finished_output(plan, record, folder, known))
+    return write_lock(recipe, lock, lock_here(plan, record, known, output), settings.job.update)
+
+
+def _memory(settings: Settings) -> Path | None:
+    """The file that remembers digests; None if they are not to be trusted."""
+    return settings.cache_dir / "digests.json" if settings.digests == "remember" else None
+
+
+def write_beside(folder: Path, plan: Plan, made: Made, record: RunRecord, text: bytes) -> None:
     """Writes what stands beside the record: the card of a single file, and the statement.
 
     Raises:
@@ -255,7 +381,7 @@ def _with_ranks(plan: Plan, placement: Placement, digests: InputDigests, setting
     return plan_with_origins(resolved, ranks)
 
 
-def _identities(resolved: Resolved) -> set[tuple[int, int]]:
+def input_identities(resolved: Resolved) -> set[tuple[int, int]]:
     """(device, inode) of every input: the output must be none of them."""
     checkpoints = [model.checkpoint for model in resolved.models]
     files = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from runner.errors import RunnerError, UsageError, clip, counted, quote
+from runner.errors import OutputError, RunnerError, UsageError, clip, counted, quote
 from runner.progress import say
 from runner.tables import table
 from runner.write import write_file
@@ -57,13 +60,15 @@ class SweepSummary(Callback):
         """Called by Hydra before the first job.
 
         Raises:
-            SystemExit: the folder holds a sweep already; its jobs would count as ours.
+            SystemExit: the folder holds a sweep already, and its jobs would count as ours; or one is to be
+                continued, and it is another.
         """
-        folder = Path(config.hydra.sweep.dir)
-        if any(folder.glob(f"*/{STATUS}")):
-            error = UsageError(
-                f"hydra.sweep.dir: {quote(str(folder))} holds an earlier sweep", hint="name a new folder"
-            )
+        try:
+            if config.get("resume") is None:
+                _must_be_new(Path(config.hydra.sweep.dir))
+            else:
+                _take_up(config)
+        except RunnerError as error:
             _tell(error.lines())
             sys.exit(error.exit_code)
 
@@ -81,8 +86,11 @@ class SweepSummary(Callback):
             if not jobs:
                 raise UsageError("the sweep has no job: its values are empty")
             code = failed[0]["exit_code"] if failed else 0
-            shown = [[cell if len(cell) <= 40 else f"{cell[:12]}…" for cell in row] for row in as_rows(jobs)]
-            say("\n".join([f"sweep of {counted(len(jobs), 'job')}: {folder}", *table(shown)]))
+            rows = as_rows(jobs)
+            shown = [[cell if len(cell) <= 40 else f"{cell[:12]}…" for cell in row] for row in rows]
+            earlier = sum(bool(job["summary"].get("earlier")) for job in jobs)
+            there = f", {earlier} there already" if earlier else ""
+            say("\n".join([f"sweep of {counted(len(jobs), 'job')}{there}: {folder}", *table(shown)]))
             _tell([f"runner: job {job['job']} failed: {job['error']}" for job in failed])
             write_tables(folder)
         except Exception as error:  # of a callback's errors Hydra makes a warning and exit code 0
@@ -92,6 +100,49 @@ class SweepSummary(Callback):
             code = code or error.exit_code
         if code:
             sys.exit(code)
+
+
+def _must_be_new(folder: Path) -> None:
+    """Raises: UsageError if a sweep was run in a folder."""
+    if any(folder.glob(f"*/{STATUS}")):
+        raise UsageError(
+            f"hydra.sweep.dir: {quote(str(folder))} holds an earlier sweep",
+            hint="name a new folder, or continue that one with resume=FOLDER",
+        )
+
+
+def _take_up(config: DictConfig) -> None:
+    """Makes the folder of a sweep ready to be continued: each job leaves a new status.
+
+    Raises:
+        UsageError: there is no sweep, or one of other jobs.
+        OutputError: a status cannot be removed.
+    """
+    folder = Path(config.hydra.sweep.dir)
+    if folder != Path(str(config.resume)).expanduser():
+        raise UsageError("resume: its folder is that of the sweep; leave out hydra.sweep.dir")
+    try:
+        before = _jobs(OmegaConf.load(folder / "multirun.yaml"))
+    except (OSError, YAMLError, OmegaConfBaseException, AttributeError) as error:
+        hint = "give the folder that holds multirun.yaml"
+        raise UsageError(f"resume: {quote(str(folder))} holds no sweep", hint=hint) from error
+    if before != _jobs(config):
+        wanted = " ".join(before)
+        raise UsageError(
+            f"resume: {quote(str(folder))} holds a sweep of other jobs: {quote(wanted)}",
+            hint="give the command of that sweep again, and resume=FOLDER",
+        )
+    for status in folder.glob(f"*/{STATUS}"):
+        try:
+            status.unlink()
+        except OSError as error:
+            raise OutputError(f"{quote(str(status))}: {error.strerror}") from error
+
+
+def _jobs(config: Any) -> list[str]:
+    """The overrides that decide which jobs a sweep has; settings do not."""
+    given = [str(one) for one in OmegaConf.to_container(config.hydra.overrides.task, resolve=False) or ()]
+    return [one for one in given if re.match(r"[+~]*(recipe|job)\b", one)]
 
 
 def _json(value: object) -> bytes:

@@ -29,6 +29,9 @@ DEFAULTS: dict[str, Any] = {
     "verify": True,
     "progress": "auto",
     "hub": "online",
+    "locked": False,
+    "rerun": False,
+    "resume": None,
     "recipe": {},
 }
 
@@ -150,11 +153,30 @@ def test_more_folders_are_a_list_or_what_the_environment_names(monkeypatch: pyte
     assert parsed(model_folders=[]).model_folders == ()
 
 
+def test_the_form_has_its_settings() -> None:
+    assert settings_of(composed("job=compose")).job == Job("compose")
+    told = settings_of(composed("job=compose", "job.recipe=mine", "job.browser=true", "job.port=8000"))
+    assert told.job == Job("compose", recipe="mine", browser=True, port=8000)
+    assert "job.port" in refused(composed("job=compose", "job.port=70000"))
+
+
 def test_the_jobs_on_the_models_there_are_have_their_settings() -> None:
     assert settings_of(composed("job=models", "job.match='*a*'", "job.json=true")).job == Job(
         "models", match="*a*", json=True
     )
     assert settings_of(composed("job=find")).job == Job("find")
+
+
+def test_the_jobs_on_what_was_recorded_have_their_settings() -> None:
+    assert settings_of(composed("job=verify", "source=x", "job.inputs=true", "job.proof=true")).job == Job(
+        "verify", source=Path("x"), inputs=True, proof=True
+    )
+    replay = composed("job=replay", "source=x", "job.keep=true", "job.ulps=1", "job.json=true")
+    assert settings_of(replay).job == Job("replay", source=Path("x"), keep=True, ulps=1, json=True)
+    assert settings_of(composed("job=compare", "job.a=x", "job.b=y")).job == Job(
+        "compare", a=Path("x"), b=Path("y")
+    )
+    assert refused(composed("job=replay", "job.ulps=-1")).startswith("job.ulps: expected an integer from 0")
 
 
 @pytest.mark.parametrize(
@@ -200,6 +222,13 @@ def test_a_wrong_target_is_told_with_its_place(tree: Any, words: str) -> None:
     assert refused(OmegaConf.create({**DEFAULTS, "publish": tree})).startswith(words)
 
 
+def test_a_lock_and_what_is_done_already_have_their_settings() -> None:
+    settings = settings_of(composed("job=lock", "job.update=true", "locked=true", "rerun=true", "resume=x"))
+    assert settings.job == Job("lock", update=True)
+    assert (settings.locked, settings.rerun, settings.resume) == (True, True, Path("x"))
+    assert not settings_of(composed("job=lock")).job.update
+
+
 MISTAKES: list[tuple[str, Any, str]] = [
     *[
         ("threads", value, f"an integer from 0 to {MAX_THREADS}")
@@ -214,6 +243,8 @@ MISTAKES: list[tuple[str, Any, str]] = [
         for value in (0, -1, "lots", "0.5", True, 1.5, [], {})
     ],
     *[("verify", value, "true or false") for value in (1, "true", None, "yes")],
+    *[(name, value, "true or false") for name in ("locked", "rerun") for value in (1, "yes", None)],
+    *[("resume", value, "the folder of a sweep") for value in ("", True, ["x"])],
     *[("digests", value, "remember or fresh") for value in ("sometimes", None, 1, True, ["fresh"])],
     *[("progress", value, "auto or on or off") for value in ("loud", None, 2)],
     *[("models_dir", value, "a folder") for value in ("", True, 1.5, ["x"], {"x": 1}, "a\0b")],
@@ -278,8 +309,8 @@ def test_a_tile_is_a_multiple_of_what_sums_are_taken_over(value: int) -> None:
     [
         (
             {"job": {"name": "mrege", "keys": "all"}},
-            "job.name: expected merge or plan or methods or presets or import or inspect or models or find "
-            "or publish; ",
+            "job.name: expected merge or plan or lock or methods or presets or import or inspect or models "
+            "or find or publish or verify or replay or compare or compose; ",
         ),
         (
             {"job": {"name": "plan", "keys": "al"}},

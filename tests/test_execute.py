@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import runner.execute
+import runner.reading
 from runner.errors import IncompatibleError, InputError, NumericError, OutOfMemoryError
 from runner.execute import execute
 from runner.methods import METHODS
@@ -597,7 +598,7 @@ def test_an_interruption_ends_what_is_measured_over_the_model(
     models = {"base": "a.safetensors", "other": "b.safetensors"}
     plan = planned({"method": "ties", "models": models, "density": 0.5, "trim": "model"}, tmp_path)
     placement = place(plan, Devices(("cpu",)), None, 2, 32768)
-    real = runner.execute.read_into
+    real = runner.reading.read_into
     interrupted = threading.Event()
     reads: list[int] = []
 
@@ -614,7 +615,7 @@ def test_an_interruption_ends_what_is_measured_over_the_model(
     def advance(count: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner.execute, "read_into", read_into)
+    monkeypatch.setattr(runner.reading, "read_into", read_into)
     (tmp_path / "out").mkdir()
     with Staging(plan.layout, tmp_path / "out" / "x") as staging:
         engine = runner.execute._Engine(plan, placement, staging, {})

@@ -22,7 +22,7 @@ LAYERS = (
     {"formats", "architectures", "digests", "demo_configs", "demo_shapes"},
     {"lora"},
     {"demo", "hub", "recipe", "write", "references"},
-    {"presets", "dialects", "blockstring", "canonical"},
+    {"presets", "dialects", "blockstring", "canonical", "lockfile"},
     {"stated"},
     {"family"},
     {"rules"},
@@ -39,7 +39,7 @@ LAYERS = (
     {"planner"},
     {"place"},
     {"evaluation"},
-    {"bake"},
+    {"watch", "bake"},
     {"compute"},
     {"reading", "measure", "distance"},
     {"execute"},
@@ -53,10 +53,13 @@ LAYERS = (
     {"origins"},
     {"statement"},
     {"compose", "config"},
+    {"earlier", "locking"},
     {"inspection", "listing"},
     {"catalogue"},
-    {"jobs"},
+    {"ui"},
     {"run", "sweep"},
+    {"proof"},
+    {"jobs"},
     {"interrupts"},
     {"__main__"},
 )
@@ -181,11 +184,19 @@ def test_only_place_asks_accelerate_and_only_the_engine_needs_torch_to_be_import
     for name, path in modules().items():
         assert "accelerate" not in {n.split(".")[0] for n in imported(path)} or room(name) == "place", name
         heavy = {n.split(".")[0] for n in imported(path, top_level=True)}
-        knows = {"evaluation", "bake", "compute", "distance", "execute", "ranks"}
+        knows = {"evaluation", "watch", "bake", "compute", "distance", "execute", "ranks"}
         assert "torch" not in heavy or room(name) in knows, name
         assert not heavy & {"numpy", "accelerate", "diffusers", "transformers", "huggingface_hub"}, name
         asks = "huggingface_hub" in {n.split(".")[0] for n in imported(path)}
         assert not asks or name in ("runner.hub", "runner.publish.hub"), name
+
+
+def test_only_the_form_knows_textual_and_nothing_imports_it_before_it_is_asked_for() -> None:
+    for name, path in modules().items():
+        drawn = {other.split(".")[0] for other in imported(path)} & {"textual", "textual_serve", "aiohttp"}
+        assert not drawn or room(name) == "ui", name
+    code = "import runner.__main__, runner.jobs, runner.ui.job, sys; assert 'textual' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_everything_up_to_the_plan_is_imported_without_torch() -> None:

@@ -110,13 +110,14 @@ def test_a_plan_and_a_mistake_do_not_import_torch(tmp_path: Path, folder: Path) 
     code = """
 import sys
 from runner.__main__ import run
-codes = [run(["job=plan"]), run(["job=plan", "recipe.alpha=x"]), run(["job=plan", "thread=1"])]
+lines = ["job=plan"], ["job=lock"], ["job=plan", "recipe.alpha=x"], ["job=plan", "thread=1"]
+codes = [run(line) for line in lines]
 sys.exit(f"{codes} {[name for name in ('torch', 'diffusers', 'rich') if name in sys.modules]}")
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert done.stderr.splitlines()[-1] == "[0, 3, 2] []", done.stderr
+    assert done.stderr.splitlines()[-1] == "[0, 0, 3, 2] []", done.stderr
 
 
 def test_a_merge_says_where_the_model_is_and_leaves_a_record(folder: Path) -> None:
@@ -141,6 +142,19 @@ def test_a_merge_says_where_the_model_is_and_leaves_a_record(folder: Path) -> No
     torch.testing.assert_close(load_file(path)[key], (0.5 * a + 0.5 * b).half(), rtol=0, atol=1e-3)
 
 
+def test_the_same_command_again_says_where_the_model_is_and_leaves_nothing(folder: Path) -> None:
+    first = run(folder, *OWN, "progress=off")
+    before = models((folder / first.stdout.splitlines()[0]).parent)
+    second = run(folder, *OWN, "progress=off")
+    assert second.returncode == 0, second.stderr
+    assert second.stdout.splitlines()[:2] == first.stdout.splitlines()[:2]
+    assert "there already" in second.stdout and second.stderr == ""
+    (only,) = (folder / "runs" / "weighted_sum").iterdir()
+    assert models(only) == before and {"run.json", "run.log", *MERGED} <= set(before)
+    (line, hint) = run(folder, *OWN, "locked=true").stderr.splitlines()
+    assert line.startswith("runner: error[E-LOCK]: ") and hint == "hint: write it: job=lock"
+
+
 def test_a_job_without_a_recipe_leaves_nothing_behind(tmp_path: Path) -> None:
     for arguments, code in ((["job=presets"], 0), (["job=methods", "job.method=slep"], 2)):
         assert run(tmp_path, *arguments).returncode == code
@@ -157,7 +171,11 @@ def test_a_folder_that_was_chosen_for_a_run_stays_with_what_is_in_it(tmp_path: P
 def test_help_teaches_and_names_jobs_and_recipes(tmp_path: Path) -> None:
     done = run(tmp_path, "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "job: find, import, inspect, merge, methods, models, plan, presets" in done.stdout
+    jobs = (
+        "compare, compose, find, import, inspect, lock, merge, methods, models, plan, presets, publish, "
+        "replay, verify"
+    )
+    assert f"job: {jobs}" in done.stdout
     assert "recipe: add_difference, " in done.stdout
     assert "recipe.alpha=0.4" in done.stdout
     assert "Exit codes" in done.stdout

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from runner.canonical import recipe_digest
 from runner.errors import RecipeError
 from runner.recipe import Merge, Output, Policies, Recipe, Source, parse_recipe, parse_size
 from tests.build import here
@@ -139,3 +140,11 @@ def test_a_nested_merge_predicts_what_the_recipe_says_at_the_top() -> None:
 )
 def test_sizes(text: object, size: int | None) -> None:
     assert parse_size(text) == size
+
+
+def test_the_order_of_components_does_not_matter() -> None:
+    sources = {"vae": "x.safetensors", "text_encoder": "y.safetensors"}
+    tree = {"method": "copy", "models": {"a": "demo:photo"}, "output": {"hide_names": True}}
+    one = parse_recipe("mix", {**tree, "components": sources}, here)
+    other = parse_recipe("mix", {**tree, "components": dict(reversed(sources.items()))}, here)
+    assert list(one.sources()) == list(other.sources()) and recipe_digest(one) == recipe_digest(other)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from runner.record import RunRecord
 from runner.repository import committed
+from tests.test_locking import composed
 
 NAMED = {f"GIT_{who}_{what}": "x@y" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 
@@ -47,6 +50,11 @@ def test_a_changed_file_and_one_that_was_never_added_differ(recipe: Path) -> Non
     assert committed(recipe) == committed(other) == (commit, True)
 
 
+def test_of_a_link_the_file_that_is_read_counts(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "link.yaml").symlink_to(recipe)
+    assert committed(tmp_path / "link.yaml") == (git(recipe.parent, "rev-parse", "HEAD"), False)
+
+
 def test_outside_a_repository_before_a_commit_and_without_git_there_is_nothing_to_say(
     tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,6 +65,27 @@ def test_outside_a_repository_before_a_commit_and_without_git_there_is_nothing_t
     assert committed(loose) is None
     monkeypatch.setenv("PATH", str(tmp_path))
     assert committed(recipe) is None
+
+
+@pytest.mark.parametrize("by_path", [False, True])
+def test_the_commit_is_that_of_each_file_wherever_the_command_is_run(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_path: bool
+) -> None:
+    """A recipe by its name or its path, on a parent that comes with runner or lies in no repository."""
+    commit = git(recipe.parent, "rev-parse", "HEAD")
+    recipe.write_text("defaults: [loose, _self_]\nalpha: 0.5\n")
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "loose.yaml").write_text(
+        "method: weighted_sum\nmodels: {a: demo:photo, b: demo:anime}\nalpha: 0.3\n"
+    )
+    monkeypatch.setenv("RUNNER_RECIPES", os.pathsep.join([str(recipe.parent), str(tmp_path / "others")]))
+    for folder in (tmp_path, recipe.parent, tmp_path / "others"):
+        monkeypatch.chdir(folder)
+        choice = str(recipe) if by_path else "mix"
+        text = RunRecord(composed(choice).files, ()).text()
+        assert json.loads(text)["run"]["recipe_commits"] == [
+            {"name": "mix.yaml" if by_path else "mix", "commit": commit, "differs": True}
+        ]
 
 
 def test_nothing_that_the_repository_names_is_run(recipe: Path, tmp_path: Path) -> None:

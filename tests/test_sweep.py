@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from runner.sweep import SweepSummary, as_rows, gather, write_status
+from tests.build import write_models
 
 SUMMARY = {"output": "models/x.safetensors", "sha256": "ab" * 32, "moved": {"unet": 0.25}}
 
@@ -156,6 +160,72 @@ def test_a_value_with_commas_and_quotes_is_one_cell(tmp_path: Path) -> None:
     with (tmp_path / "sweep.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows[0]["recipe.alpha"] == '{default: 0.1, "*.x": 0}'
+
+
+def test_a_sweep_that_was_interrupted_is_continued_where_it_stopped(tmp_path: Path) -> None:
+    """Job 5 is equal to job 0; whatever the first command finished stays as it is."""
+    write_models(tmp_path, a=1, b=2)
+    (tmp_path / "models").mkdir()
+    arguments = [
+        "-m",
+        "recipe=weighted_sum",
+        "recipe.models.a=a.safetensors",
+        "recipe.models.b=b.safetensors",
+    ]
+    arguments += ["recipe.alpha=0.1,0.2,0.3,0.4,0.5,0.10", "progress=off", "placement=cpu"]
+    command = [sys.executable, "-m", "runner", *arguments, "output_dir=models"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not list(tmp_path.glob("runs/sweeps/*/0_*/status.json")):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+
+    def in_folder(command: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+
+    (folder,) = (tmp_path / "runs" / "sweeps").iterdir()
+    done = {path: path.stat().st_ino for path in tmp_path.glob("models/*/weighted_sum.safetensors")}
+    assert 1 <= len(done) < 6 and not (folder / "sweep.json").exists()
+
+    other = in_folder([*command, f"resume={folder}", "recipe.compute_dtype=float64"])
+    assert other.returncode == 2 and "holds a sweep of other jobs" in other.stderr
+    again = in_folder([*command, f"resume={folder}", "threads=1"])
+    assert again.returncode == 0, again.stderr
+    head = next(line for line in again.stdout.splitlines() if line.startswith("sweep of"))
+    assert head == f"sweep of 6 jobs, {len(done) + (len(done) < 6)} there already: {folder}"
+    assert {path: path.stat().st_ino for path in done} == done
+    jobs = json.loads((folder / "sweep.json").read_text())
+    assert [job["job"] for job in jobs] == [*range(6)] and all(job["ok"] for job in jobs)
+    digests = [job["summary"]["sha256"] for job in jobs]
+    assert len(set(digests)) == 5 and digests[5] == digests[0]
+    assert jobs[5]["summary"]["output"] == jobs[0]["summary"]["output"]
+    for summary in (job["summary"] for job in jobs):
+        content = (tmp_path / summary["output"]).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == summary["sha256"] and summary["moved"]
+    assert [path.name for path in (tmp_path / "runs" / "sweeps").iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["resume=nowhere"], 'resume: "nowhere" holds no sweep'),
+        (["resume=broken"], 'resume: "broken" holds no sweep'),
+        (["resume=broken", "hydra.sweep.dir=mine"], "leave out hydra.sweep.dir"),
+    ],
+)
+def test_what_is_no_sweep_cannot_be_continued(tmp_path: Path, arguments: list[str], message: str) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "multirun.yaml").write_text("hydra: [")
+    done = sweep_of(tmp_path, "recipe.alpha=0.1,0.2", *arguments)
+    assert (done.returncode, done.stdout) == (2, "") and message in done.stderr
+
+
+def test_a_single_run_is_no_sweep_that_can_be_continued(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "runner", "job=plan", "resume=x"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2 and "resume: continues a sweep" in done.stderr
 
 
 def test_jobs_of_the_joblib_launcher_are_told_of_like_others(tmp_path: Path) -> None:

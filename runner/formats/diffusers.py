@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +33,20 @@ _IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 # Files without weights that are copied to the output; never code, never pickles.
 _CARRIED = re.compile(r"[\w.-]+\.json|merges\.txt|vocab\.txt|[\w-]+\.model", re.ASCII)
 # Entries of configs that are not: a path, code, and how the tensors were quantised, which they are no more.
-_NOT_CARRIED = ("_name_or_path", "auto_map", "trust_remote_code", "quantization_config")
+_NOT_CARRIED = ("_name_or_path", "auto_map", "custom_pipelines", "trust_remote_code", "quantization_config")
+# Where the classes of components may come from: what loads the output imports it. Most are diffusers' own
+# pipelines, which have classes for themselves.
+_LIBRARIES: tuple[str, ...] = (
+    "diffusers",
+    "transformers",
+    "alt_diffusion",
+    "audioldm2",
+    "blip_diffusion",
+    "deepfloyd_if",
+)
+_LIBRARIES += ("kandinsky", "kolors", "latent_diffusion", "ltx", "ltx2", "paint_by_example", "pixart_alpha")
+_LIBRARIES += ("shap_e", "stable_audio", "stable_cascade", "stable_diffusion", "stable_diffusion_safe")
+_LIBRARIES += ("stable_diffusion_xl", "stable_unclip", "unidiffuser", "wuerstchen")
 # Weight files: STEM[.VARIANT].SUFFIX, and the index of a sharded one. Pickles are the second choice.
 _SUFFIXES = ("safetensors", "bin")
 _STEM, _VARIANT = r"(diffusion_pytorch_model|pytorch_model|model)", r"(\.(?P<variant>[\w-]+))?"
@@ -85,6 +99,7 @@ class DiffusersFolder:
             others=folder.others,
             pipeline=pipeline,
             title="diffusers folder, pickles" if folder.pickles else None,
+            warnings=tuple(folder.warnings),
         )
 
     def layout(
@@ -121,6 +136,7 @@ class DiffusersFolder:
                 files.append(replace(file, tensors=tensors))
             if len(parts) > 1:
                 texts[f"{component}/{stem}.safetensors.index.json"] = _shard_index(names, parts)
+        _check_case([*(file.name for file in files), *texts])
         return Layout(
             name, folder=True, files=tuple(files), texts=dict(sorted(texts.items())), described=described
         )
@@ -137,11 +153,15 @@ class _Folder:
     metadata: dict[str, str] = field(default_factory=dict)
     others: dict[str, InputFile] = field(default_factory=dict)
     pickles: bool = False
+    warnings: list[str] = field(default_factory=list)
 
     def path(self, name: str) -> Path:
         """A file inside, which may be a link only to inside (or to the blobs of its hub cache entry)."""
         path = self.root / name
-        real, root = path.resolve(), self.root.resolve()
+        try:
+            real, root = path.resolve(), self.root.resolve()
+        except (OSError, RuntimeError) as error:
+            raise self.error(name, "a symbolic link that leads to itself") from error
         # The folder of a pipeline lies in "snapshots", that of a component one deeper.
         cached = next((above for above in list(root.parents)[:2] if above.name == "snapshots"), None)
         blobs = cached.parent / "blobs" if cached else root
@@ -190,6 +210,10 @@ class _Folder:
             self.metadata.setdefault(entry, text)
         return set(tensors)
 
+    def warn(self, name: str, what: str) -> None:
+        """Notes what is odd, but no error."""
+        self.warnings.append(f"{escape(f'{self.label}/{name}')}: {what}")
+
     def error(self, name: str, reason: str) -> InputError:
         where = f"{self.label}/{name}" if name else self.label
         return InputError(f"{escape(where)}: {reason}", tag="FOLDER")
@@ -212,6 +236,7 @@ def _component_alone(folder: _Folder, variant: str | None) -> Checkpoint:
         metadata=folder.metadata,
         others=folder.others,
         title="folder of a component",
+        warnings=tuple(folder.warnings),
     )
 
 
@@ -235,7 +260,7 @@ def ema_weights(root: Path, label: str, component: str) -> Checkpoint | None:
         prefix = f"{own}/"
     else:
         files = _files(folder.names(component))
-        variants = {*files.single, *files.index}
+        variants = files.variants
         if "ema" not in variants and not variants >= {None, "non_ema"}:
             return None
         _open_component(folder, component, "ema" if "ema" in variants else None)
@@ -247,19 +272,22 @@ def _components(index: Mapping[str, Any], folder: _Folder) -> Iterator[str]:
     """Names of the components that are there, from model_index.json."""
     for name, value in sorted(index.items()):
         if name.startswith("_") or not isinstance(value, list):
-            continue
+            continue  # a setting of the pipeline
         if not _IDENTIFIER.fullmatch(name):
             raise folder.error(INDEX, f"component name {quote(name)} is no identifier")
         if value in ([], [None, None]):
             continue
         if len(value) != 2 or not all(isinstance(v, str) and _IDENTIFIER.fullmatch(v) for v in value):
             raise folder.error(INDEX, f"{name}: expected [library, class], found {quote(json.dumps(value))}")
+        if value[0] not in _LIBRARIES:
+            known = f"a class of diffusers or transformers{nearest(value[0], _LIBRARIES)}"
+            raise folder.error(INDEX, f"{name}: expected {known}; found {quote('.'.join(value))}")
         yield name
 
 
 def is_model_folder(names: Collection[str]) -> bool:
     """Whether a folder with files of these names is a pipeline, or a component of one by itself."""
-    return INDEX in names or (CONFIG in names and _files(names).suffix is not None)
+    return INDEX in names or (CONFIG in names and bool(_files(names).variants))
 
 
 def is_shard(name: str) -> bool:
@@ -273,14 +301,25 @@ class _Files:
 
     Attributes:
         others: those without weights.
-        suffix: of the weights that are read; None if there are none.
-        single, index: of that suffix, by variant, the file of all weights, and the index of a sharded one.
+        singles, indices: by suffix and variant, the file of all weights, and the index of a sharded one.
     """
 
     others: list[str]
-    suffix: str | None
-    single: Mapping[str | None, str]
-    index: Mapping[str | None, str]
+    singles: Mapping[str, Mapping[str | None, str]]
+    indices: Mapping[str, Mapping[str | None, str]]
+
+    def of(self, suffix: str) -> dict[str | None, str]:
+        """The file to begin with, by variant."""
+        return {**self.indices[suffix], **self.singles[suffix]}
+
+    @property
+    def variants(self) -> set[str | None]:
+        """All there are; None: the plain files."""
+        return {variant for suffix in _SUFFIXES for variant in self.of(suffix)}
+
+    def suffix(self, variant: str | None) -> str:
+        """The kind of file in which a variant is read: pickles only where there is nothing better."""
+        return next(suffix for suffix in _SUFFIXES if variant in self.of(suffix))
 
 
 def _files(names: Iterable[str]) -> _Files:
@@ -295,8 +334,7 @@ def _files(names: Iterable[str]) -> _Files:
             indices[match["suffix"]][match["variant"]] = name
         elif _CARRIED.fullmatch(name) and not name.endswith(".index.json"):
             others.append(name)
-    suffix = next((suffix for suffix in _SUFFIXES if singles[suffix] or indices[suffix]), None)
-    return _Files(others, suffix, singles.get(suffix or "", {}), indices.get(suffix or "", {}))
+    return _Files(others, singles, indices)
 
 
 def wanted_files(
@@ -312,19 +350,20 @@ def wanted_files(
     """
     names = sorted(names)
     files = _files(names)
-    if files.suffix is None:
+    if not files.variants:
         return files.others
-    chosen = _choose_variant(error, component, {*files.single, *files.index}, variant)
-    if chosen not in files.index:
-        return [*files.others, files.single[chosen]]
+    chosen = _choose_variant(error, component, files.variants, variant)
+    suffix = files.suffix(chosen)
+    if chosen not in files.indices[suffix]:
+        return [*files.others, files.singles[suffix][chosen]]
     shards = [
         name
         for name in names
         if (match := _PART.fullmatch(name))
-        and match["suffix"] == files.suffix
+        and match["suffix"] == suffix
         and (match["variant"] or match["last"]) == chosen
     ]
-    return [*files.others, files.index[chosen], *shards]
+    return [*files.others, files.indices[suffix][chosen], *shards]
 
 
 def _open_component(folder: _Folder, component: str, variant: str | None) -> None:
@@ -332,18 +371,27 @@ def _open_component(folder: _Folder, component: str, variant: str | None) -> Non
     files = _files(names)
     for name in files.others:
         folder.add_other(_joined(component, name))
-    if files.suffix is None:
+        if name == CONFIG:
+            folder.json(_joined(component, name))  # a broken one is an error now, not when it is written
+    if not files.variants:
         if CONFIG in names:  # a model; a scheduler, tokenizer or image processor has none
             raise folder.error(component, "expected .safetensors or .bin weights, found none")
         return
-    single, index = files.single, files.index
-    chosen = _choose_variant(folder.error, component, {*single, *index}, variant)
+    chosen = _choose_variant(folder.error, component, files.variants, variant)
+    suffix = files.suffix(chosen)
+    single, index = files.singles[suffix], files.indices[suffix]
+    if variant is not None and chosen is None:
+        folder.warn(component, f"no variant {quote(variant)}: its plain weights are read")
+    if better := sorted(filter(None, files.of(_SUFFIXES[0]))) if suffix != _SUFFIXES[0] else []:
+        name = files.of(suffix)[chosen]
+        there_is = f"as safetensors there is variant {', '.join(better)}"
+        folder.warn(component, f"{name} is read, a pickle; {there_is}")
     if chosen in single and chosen in index:
         raise folder.error(component, f"both {single[chosen]} and {index[chosen]}: which is the model?")
     if chosen in single:
         folder.add_weights(component, single[chosen])
     else:
-        _open_shards(folder, component, index[chosen], files.suffix)
+        _open_shards(folder, component, index[chosen], suffix)
 
 
 def _choose_variant(
@@ -384,6 +432,11 @@ def _open_shards(folder: _Folder, component: str, index_name: str, suffix: str) 
         if difference := sorted(found ^ keys):
             side = "the index only" if difference[0] in keys else "the shard only"
             raise folder.error(where, f"{name}: tensor {quote(difference[0])} is in {side}")
+    total = sum(folder.tensors[_joined(component, key)].spec.nbytes for key in weight_map)
+    metadata = index.get("metadata")
+    said = metadata.get("total_size") if isinstance(metadata, dict) else None
+    if said not in (None, total):
+        folder.warn(where, f"total_size {quote(said)}, its tensors have {total} bytes")
 
 
 def _stem(carrier: Checkpoint, component: str) -> str:
@@ -429,10 +482,28 @@ def config_text(file: InputFile) -> bytes:
     if not file.label.endswith(("config.json", INDEX)):
         return content
     config = parse_object(content, file.label)
-    dropped = [name for name in _NOT_CARRIED if name in config]
-    if not dropped:
-        return content
-    return json_text({name: value for name, value in config.items() if name not in dropped})
+    kept = _without_code(config)
+    return content if kept == config else json_text(kept)
+
+
+def _without_code(value: Any) -> Any:
+    """A config without the entries that are not carried on, at any depth."""
+    if isinstance(value, dict):
+        return {name: _without_code(part) for name, part in value.items() if name not in _NOT_CARRIED}
+    return [_without_code(part) for part in value] if isinstance(value, list) else value
+
+
+def _check_case(names: Iterable[str]) -> None:
+    """Raises: IncompatibleError if two names would be one file where case or spelling makes no difference."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if other != name:
+            raise IncompatibleError(
+                f"the output would have {quote(other)} and {quote(name)}, which differ by case alone: "
+                "they are one file on many systems",
+                tag="CASE",
+            )
 
 
 def _shard_index(names: list[str], parts: list[dict[str, TensorSpec]]) -> bytes:

@@ -6,17 +6,20 @@ It names files without their folders; runner.inputs, beside it, has their digest
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
 
 from runner.errors import quote
 from runner.imports.history import History
-from runner.imports.imported import Imported, Notes, Tree
-from runner.recipe import SHA256
+from runner.imports.imported import Imported, Notes, Tree, written
+from runner.recipe import SHA256, Policies
 from runner.stated import Record, mapping
 
 TITLE = "runner"
 MAX_DEPTH = 12
+# What merges inside another inherit from it, and what holds if nobody says: canonical recipes leave that out.
+_INHERITED: Mapping[str, Any] = {**asdict(Policies()), "nonfinite": [], "seed": 0}
 _OF_A_WHOLE_RECIPE = ("components", "output", "compute_dtype", "description", "author", "license")
 
 
@@ -45,7 +48,7 @@ def read(
 
 def merge(record: Mapping[str, Any], digests: Mapping[str, Any], notes: Notes) -> Tree | None:
     """The recipe as plain data; None, and noted, if it is none."""
-    tree = _merge(record, digests, "", notes, 0)
+    tree = _merge(record, digests, "", notes, 0, _INHERITED)
     if tree is None:
         return None
     output = tree.get("output")
@@ -78,8 +81,24 @@ def recorded(record: Record, history: History) -> Tree | None:
 
 
 def _merge(
-    record: Mapping[str, Any], digests: Mapping[str, Any], at: str, notes: Notes, depth: int
+    record: Mapping[str, Any],
+    digests: Mapping[str, Any],
+    at: str,
+    notes: Notes,
+    depth: int,
+    above: Mapping[str, Any],
 ) -> Tree | None:
+    """A merge and those in it.
+
+    Args:
+        record: the canonical merge.
+        digests: of models, by the roles that lead to them.
+        at: the roles that lead here.
+        notes: where it is noted what is no recipe.
+        depth: of merges in merges.
+        above: what the merge around it says of what is inherited.
+    """
+    says = {name: record.get(name, default) for name, default in _INHERITED.items()}
     models: Tree = {}
     listed = record.get("models")
     for one in listed if isinstance(listed, list) else []:
@@ -89,12 +108,27 @@ def _merge(
         rest = {key: value for key, value in one.items() if key != "role"}
         path = f"{at}.{one['role']}" if at else one["role"]
         source = "source" in rest
-        model = _known(rest, path, digests) if source else _merge(rest, digests, path, notes, depth + 1)
+        model = _known(rest, path, digests) if source else _merge(rest, digests, path, notes, depth + 1, says)
         if model is None:
             return None
         models[one["role"]] = model
     tree: Tree = {"method": record.get("method"), "models": models}
-    return {**tree, **{key: _mapping(value) for key, value in record.items() if key not in tree}}
+    tree |= {key: _mapping(value) for key, value in record.items() if key not in tree}
+    tree |= {name: value for name, value in says.items() if name not in tree and value != above[name]}
+    return _with_own_patterns(tree, above["nonfinite"])
+
+
+def _with_own_patterns(tree: Tree, inherited: Any) -> Tree:
+    """A merge that names only the keys it lets be NaN itself: a recipe adds those of the merge around it."""
+    said = tree.get("nonfinite")
+    if not isinstance(said, list) or not isinstance(inherited, list) or not inherited:
+        return tree
+    if said[: len(inherited)] != inherited:
+        return tree
+    own = said[len(inherited) :]
+    return {key: value for key, value in tree.items() if key != "nonfinite"} | (
+        {"nonfinite": own} if own else {}
+    )
 
 
 def _known(source: Any, path: str, digests: Mapping[str, Any]) -> Any:
@@ -110,4 +144,9 @@ def _mapping(value: Any) -> Any:
         isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in value
     ):  # fmt: skip
         return {pair[0]: _mapping(pair[1]) for pair in value}
+    if isinstance(value, list):
+        return [_mapping(one) for one in value]
+    # All numbers are floats there, and "0.0" is no choice of a parameter that takes 0 or a word.
+    if isinstance(value, float) and value.is_integer() and repr(value) != "-0.0":
+        return written(value)
     return value

@@ -13,7 +13,8 @@ from runner.imports.imported import Imported, Note
 from runner.methods import METHODS, find_method
 from runner.recipe import RECIPE_KEYS, parse_recipe
 
-_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+# A word, a path, demo:NAME: what YAML can not take for anything but a text.
+_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:[./:@+-]+[A-Za-z0-9_]+)*", re.ASCII)
 _NOT_WORDS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
 
 
@@ -30,7 +31,7 @@ def recipe_text(imported: Imported, label: str) -> str:
     notes = [*imported.notes, *unknown_names(imported.tree)]
     head = [f"# Imported from {json.dumps(label, ensure_ascii=False)} ({imported.dialect})."]
     head += [f"# {note.kind}: {note.part}: {note.text}" for note in notes]
-    text = "\n".join([*map(clip, head), "", *_lines(imported.tree, 0)]) + "\n"
+    text = "\n".join([*map(clip, head), "", *yaml_lines(imported.tree, 0)]) + "\n"
     file = read_text(text.encode("utf-8", "surrogatepass"), label, "imported")
     if file.problems:
         raise InputError(f"{label}: {file.problems[0]}", tag="IMPORT")
@@ -39,6 +40,11 @@ def recipe_text(imported: Imported, label: str) -> str:
     except RecipeError as error:
         raise InputError(error.message, tag="IMPORT") from error
     return text
+
+
+def tree_text(tree: Mapping[str, Any]) -> str:
+    """A recipe as YAML, without a comment and unchecked."""
+    return "\n".join(yaml_lines(tree, 0)) + "\n"
 
 
 def unknown_names(tree: Mapping[str, Any]) -> Iterator[Note]:
@@ -58,14 +64,15 @@ def unknown_names(tree: Mapping[str, Any]) -> Iterator[Note]:
             yield from unknown_names(model)
 
 
-def _lines(tree: Mapping[str, Any], depth: int) -> Iterator[str]:
+def yaml_lines(tree: Mapping[str, Any], depth: int) -> Iterator[str]:
+    """The lines of a mapping, each two blanks deeper than `depth` says; short mappings on one line."""
     indent = "  " * depth
     for key, value in tree.items():
         if isinstance(value, Mapping) and value and not _short(value):
-            yield f"{indent}{_text(str(key))}:"
-            yield from _lines(value, depth + 1)
+            yield f"{indent}{yaml_text(str(key))}:"
+            yield from yaml_lines(value, depth + 1)
         else:
-            yield f"{indent}{_text(str(key))}: {_value(value)}"
+            yield f"{indent}{yaml_text(str(key))}: {yaml_value(value)}"
 
 
 def _short(tree: Mapping[str, Any]) -> bool:
@@ -73,15 +80,18 @@ def _short(tree: Mapping[str, Any]) -> bool:
     return not any(isinstance(value, (Mapping, list)) for value in tree.values()) and "mbw" not in tree
 
 
-def _value(value: Any) -> str:
+def yaml_value(value: Any) -> str:
+    """A value on one line."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_text(str(key))}: {_value(one)}" for key, one in value.items()) + "}"
+        return (
+            "{" + ", ".join(f"{yaml_text(str(key))}: {yaml_value(one)}" for key, one in value.items()) + "}"
+        )
     if isinstance(value, list):
-        return "[" + ", ".join(map(_value, value)) + "]"
-    return _text(value) if isinstance(value, str) else json.dumps(value)
+        return "[" + ", ".join(map(yaml_value, value)) + "]"
+    return yaml_text(value) if isinstance(value, str) else json.dumps(value)
 
 
-def _text(text: str) -> str:
+def yaml_text(text: str) -> str:
     """A text, in quotation marks unless it is a plain word."""
     if _WORD.fullmatch(text) and text.lower() not in _NOT_WORDS:
         return text

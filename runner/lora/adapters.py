@@ -21,6 +21,7 @@ from runner.lora.settings import Settings, read_settings
 from runner.tensors import TensorSpec
 
 Specs = Mapping[str, TensorSpec]
+LENGTHS_APART = 2  # of a name and one it may be meant for
 LARGEST_SCALE = 1e4  # a larger alpha for the rank is a mistake or an attack
 
 
@@ -172,15 +173,15 @@ def read_adapters(
     found: list[Adapter] = []
     absent: dict[str, str] = {}
     misfits: dict[str, str] = {}
+    compared = False
     settings = read_settings(metadata or {}, config)
-    known: list[str] | None = None
     for group in groups:
         module = find_module(architecture, group.name)
         slots = (module.bias if group.bias else module.weight) if module else ()
         keys = [*group.roles.values(), *group.twice]
         if not slots:
-            known = known if known is not None else list(module_names(architecture))
-            hint = nearest(group.name, known) if len(unmatched) < 20 else ""  # comparing takes long
+            hint = "" if compared else _alike(group.name, architecture)
+            compared = True
             why = f"no module of {architecture.title} has this name{hint}"
             unmatched |= dict.fromkeys(keys, why)
         elif missing := [slot.key for slot in slots if slot.key not in base]:
@@ -192,6 +193,12 @@ def read_adapters(
                 misfits[group.name] = str(misfit)
     misfits |= _overlaps(found)
     return Adapters(tuple(found), unmatched, absent, misfits, _notes(found))
+
+
+def _alike(name: str, architecture: Architecture) -> str:
+    """A hint to a module of nearly this name: only of those as long, to compare with thousands takes long."""
+    names = module_names(architecture)
+    return nearest(name, (known for known in names if abs(len(known) - len(name)) <= LENGTHS_APART))
 
 
 def _notes(adapters: Iterable[Adapter]) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from runner.errors import InputError, quote
 from runner.formats.strict_json import parse_object
 from runner.lora.algebra import MisfitError, Product
 
+LARGEST_NUMBER = 1e15
 _METADATA = "lora_adapter_metadata"
 
 
@@ -57,7 +58,9 @@ class Settings:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return abs(value) < LARGEST_NUMBER  # neither NaN nor Inf is, nor an integer that no float holds
 
 
 def _patterns(which: str, value: Any) -> dict[str, tuple[int, Any]]:

@@ -7,7 +7,12 @@ from typing import Annotated
 from runner.methods.registry import Range, Weight, method
 
 
-@method(determinism="exact", scope="element", result_is=lambda alpha: 0 if alpha == 0 else None)
+@method(
+    determinism="exact",
+    scope="element",
+    result_is=lambda alpha: 0 if alpha == 0 else None,
+    spreads=True,
+)
 def add_difference(
     a: Weight, b: Weight, c: Weight, *, alpha: Annotated[float, Range(0, 2, "warn")] = 1.0
 ) -> Weight:

@@ -27,6 +27,7 @@ def _only(weight: tuple[float, ...], normalize: bool) -> int | None:
     idempotent=lambda weight, normalize: normalize,
     check=_check,
     result_is=_only,
+    spreads=True,
 )
 def linear(*models: Weight, weight: PerModel = 1.0, normalize: bool = True) -> Weight:
     """Σ c_i·x_i with c_i = w_i / Σ w_i: the weighted mean of the models, in recipe order.

@@ -134,17 +134,17 @@ def _directions(matrix: Tensor, start: Tensor | None, iterations: int) -> tuple[
     """
     import torch
 
-    gram = _gram(matrix)
-    total = float(gram.trace())
     if start is None:
+        gram = _gram(matrix)
         squares, directions = torch.linalg.eigh(gram)
-    else:
-        basis = torch.linalg.qr(gram @ start).Q
-        for _ in range(iterations):
-            basis = torch.linalg.qr(gram @ basis).Q
-        squares, turns = torch.linalg.eigh(basis.T @ gram @ basis)
-        directions = basis @ turns
-    return squares.flip(0), directions.flip(1), total
+        return squares.flip(0), directions.flip(1), float(gram.trace())
+    short, long = (matrix, matrix.T) if matrix.shape[0] <= matrix.shape[1] else (matrix.T, matrix)
+    basis = torch.linalg.qr(short @ (long @ start)).Q
+    for _ in range(iterations):
+        basis = torch.linalg.qr(short @ (long @ basis)).Q
+    images = long @ basis
+    squares, turns = torch.linalg.eigh(images.T @ images)
+    return squares.flip(0), (basis @ turns).flip(1), float(matrix.square().sum())
 
 
 def _count(squares: Tensor, total: float, rank: int | None, energy: float | None) -> int:

@@ -139,6 +139,8 @@ class Method:
             while planning; None: nothing.
         result_is: the number of the operand that is the result for these parameters, unchanged;
             None if it must be computed. Then the other models are not even read.
+        spreads: whether NaN or Inf anywhere in an operand is seen in the result; else the engine looks at
+            the operands themselves.
         rank: of a method that gives factors their rank: from the shape of the tensor, the ranks of the
             factors it is given, and the parameters by name. 0: the tensor gets no factors. Where the rank is
             measured it is the most that can be.
@@ -168,6 +170,7 @@ class Method:
     idempotent: bool | Callable[..., bool] = False
     check: Callable[..., str | None] = lambda **_: None
     result_is: Callable[..., int | None] = lambda **_: None
+    spreads: bool = False
     rank: Callable[..., int] | None = None
     version: int = 1
 
@@ -216,6 +219,7 @@ def method(
     idempotent: bool | Callable[..., bool] = False,
     check: Callable[..., str | None] = lambda **_: None,
     result_is: Callable[..., int | None] = lambda **_: None,
+    spreads: bool = False,
     rank: Callable[..., int] | None = None,
     version: int = 1,
 ) -> Callable[[Function], Function]:
@@ -252,6 +256,7 @@ def method(
                 idempotent=idempotent,
                 check=check,
                 result_is=result_is,
+                spreads=spreads,
                 rank=rank,
                 version=version,
             )

@@ -8,7 +8,7 @@ from typing import Annotated
 from runner.methods.registry import Range, Weight, either_end, method
 
 
-@method(determinism="exact", scope="element", result_is=either_end)
+@method(determinism="exact", scope="element", result_is=either_end, spreads=True)
 def sigmoid(a: Weight, b: Weight, *, alpha: Annotated[float, Range(0, 1)] = 0.5) -> Weight:
     """a + s·(b − a) with s = alpha²·(3 − 2·alpha): pulled towards the nearer model.
 
@@ -25,7 +25,7 @@ def sigmoid(a: Weight, b: Weight, *, alpha: Annotated[float, Range(0, 1)] = 0.5)
     return (b - a).mul_(share).add_(a)
 
 
-@method(determinism="exact", scope="element", result_is=either_end)
+@method(determinism="exact", scope="element", result_is=either_end, spreads=True)
 def inv_sigmoid(a: Weight, b: Weight, *, alpha: Annotated[float, Range(0, 1)] = 0.5) -> Weight:
     """a + s·(b − a) with s = ½ − sin(asin(1 − 2·alpha) / 3): pushed away from the nearer model.
 

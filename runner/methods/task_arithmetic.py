@@ -5,7 +5,7 @@ from __future__ import annotations
 from runner.methods.registry import Delta, PerModel, Weight, each, first_without_scale, method
 
 
-@method(determinism="exact", scope="element", result_is=first_without_scale)
+@method(determinism="exact", scope="element", result_is=first_without_scale, spreads=True)
 def task_arithmetic(
     base: Weight, *models: Delta, weight: PerModel = 1.0, scale: float = 1.0, normalize: bool = False
 ) -> Weight:

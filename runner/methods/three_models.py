@@ -21,6 +21,7 @@ def _combined(a: Weight, b: Weight, c: Weight, shares: tuple[float, float, float
     scope="element",
     idempotent=True,
     result_is=lambda alpha, beta: {(0, 0): 0, (1, 0): 1, (0, 1): 2}.get((alpha, beta)),
+    spreads=True,
 )
 def triple_sum(
     a: Weight,
@@ -48,7 +49,7 @@ def _twice_ends(alpha: float, beta: float) -> int | None:
     return {0.0: 0, 1.0: 1}.get(alpha) if beta == 0 else None
 
 
-@method(determinism="exact", scope="element", idempotent=True, result_is=_twice_ends)
+@method(determinism="exact", scope="element", idempotent=True, result_is=_twice_ends, spreads=True)
 def sum_twice(
     a: Weight,
     b: Weight,

@@ -7,7 +7,7 @@ from typing import Annotated
 from runner.methods.registry import Range, Weight, either_end, method
 
 
-@method(determinism="exact", scope="element", idempotent=True, result_is=either_end)
+@method(determinism="exact", scope="element", idempotent=True, result_is=either_end, spreads=True)
 def weighted_sum(a: Weight, b: Weight, *, alpha: Annotated[float, Range(0, 1, "ask")] = 0.5) -> Weight:
     """(1 − alpha)·a + alpha·b: the share alpha of b mixed into a.
 

@@ -28,7 +28,7 @@ MIB = 1 << 20
 # {python} this interpreter, {a} and {b} the inputs, {out} a folder for outputs, {naive} the naive script.
 MERGE = (
     "{python} -m runner recipe=weighted_sum recipe.models.a={a} recipe.models.b={b} recipe.alpha=0.35 "
-    "recipe.output.name=bench output_dir={out} "
+    "recipe.output.name=bench output_dir={out} rerun=true "
 )
 COMMANDS = {
     "import torch": ["{python}", "-c", "import torch"],

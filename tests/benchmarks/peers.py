@@ -46,7 +46,7 @@ def ours(method: str, overrides: list[str], inputs: list[Path], out: Path) -> li
     roles = ("a", "b") if len(inputs) == 2 else ("base", "photo", "anime")
     models = ", ".join(f"{role}: '{path}'" for role, path in zip(roles, inputs, strict=True))
     recipe = [f"recipe={method}", f"recipe.models={{{models}}}", "recipe.output.dtype=float16", *overrides]
-    return [sys.executable, "-m", "runner", *recipe, "digests=fresh", f"output_dir={out}"]
+    return [sys.executable, "-m", "runner", *recipe, "digests=fresh", "rerun=true", f"output_dir={out}"]
 
 
 def mergekit(

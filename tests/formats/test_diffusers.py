@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from runner.checkpoint import Checkpoint
 from runner.demo import demo_model
-from runner.errors import InputError
+from runner.errors import IncompatibleError, InputError
 from runner.formats import READERS
 from runner.formats.diffusers import DiffusersFolder
 
@@ -181,6 +181,131 @@ def test_a_model_index_names_classes_and_folders_only(
     edit(photo / "model_index.json", **changes)
     with pytest.raises(InputError, match=reason):
         open_folder(photo)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../x.safetensors", "/x.safetensors", "./x.safetensors", "a/x.safetensors", "a\\x.safetensors",
+        "C:x.safetensors", "C:\\x.safetensors", "\\\\server\\share\\x.safetensors", "x.safetensors:stream",
+        "..safetensors", ".safetensors", "", ".", "..", "x.safetensors\0", "x.safetensors/", "~x.safetensors",
+        "x.SAFETENSORS", "ｘ.safetensors", "x.bin", "x.safetensors.pkl", "%2e%2e%2fx.safetensors",
+    ],
+)  # fmt: skip
+def test_a_shard_has_a_bare_name_on_every_system(photo: Path, name: str) -> None:
+    unet = photo / "unet"
+    (unet / "diffusion_pytorch_model.safetensors").unlink()
+    save_file(weights(["x"]), photo / "x.safetensors")
+    (unet / "diffusion_pytorch_model.safetensors.index.json").write_text(index_text({"x": name}))
+    with pytest.raises(InputError, match="weight_map"):
+        open_folder(photo)
+
+
+@pytest.mark.parametrize("library", ["evil", "os", "photo", "numpy", "diffuser", "builtins"])
+def test_classes_are_of_known_libraries(photo: Path, library: str) -> None:
+    edit(photo / "model_index.json", unet=[library, "UNet2DConditionModel"])
+    with pytest.raises(InputError, match=rf'unet: expected a class .*"{library}\.UNet2DConditionModel"'):
+        open_folder(photo)
+
+
+def test_what_diffusers_pipelines_define_themselves_is_known(photo: Path) -> None:
+    edit(photo / "model_index.json", vae=["stable_diffusion", "StableDiffusionSafetyChecker"])
+    assert "vae/decoder.conv_in.weight" in open_folder(photo).tensors
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"a": NaN}', '{"a": 1, "a": 2}', "\ufeff{}"])
+@pytest.mark.parametrize("name", ["model_index.json", "unet/config.json"])
+def test_a_broken_config_is_refused_when_the_folder_is_opened(photo: Path, name: str, text: str) -> None:
+    (photo / name).write_text(text)
+    with pytest.raises(InputError, match=f"photo/{name}: "):
+        open_folder(photo)
+
+
+def test_code_is_dropped_from_configs_at_any_depth(photo: Path) -> None:
+    edit(photo / "unet" / "config.json", inner={"list": [{"auto_map": {"A": "evil.py"}, "kept": 1}]})
+    edit(photo / "model_index.json", auto_map={"A": "evil.py"}, trust_remote_code=True)
+    checkpoint = open_folder(photo)
+    texts = FOLDER.layout("x", checkpoint.specs, checkpoint, {}, None).texts
+    assert not any(b"auto_map" in text or b"trust_remote_code" in text for text in texts.values())
+    assert json.loads(texts["unet/config.json"])["inner"] == {"list": [{"kept": 1}]}
+
+
+@pytest.mark.parametrize("target", ["/etc/hostname", "../../outside.json", "loop.json", "/dev/zero"])
+def test_a_link_among_the_carried_files_stays_inside(photo: Path, target: str) -> None:
+    (photo.parent / "outside.json").write_text("{}")
+    (photo / "unet" / "loop.json").symlink_to(target)
+    with pytest.raises(InputError, match=r"photo/unet/loop\.json: a symbolic link that"):
+        open_folder(photo)
+
+
+def test_a_folder_that_is_a_link_to_elsewhere_is_refused(photo: Path) -> None:
+    (photo / "vae").rename(photo.parent / "vae")
+    (photo / "vae").symlink_to(photo.parent / "vae")
+    with pytest.raises(InputError, match="symbolic link"):
+        open_folder(photo)
+
+
+def test_the_blobs_of_a_cache_may_not_be_a_link_themselves(photo: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--x" / "snapshots" / "rev"
+    shutil.copytree(photo, snapshot)
+    (tmp_path / "private").mkdir()
+    (tmp_path / "models--x" / "blobs").symlink_to(tmp_path / "private")
+    file = snapshot / "unet" / "config.json"
+    file.rename(tmp_path / "private" / "abc")
+    file.symlink_to(tmp_path / "models--x" / "blobs" / "abc")
+    with pytest.raises(InputError, match="symbolic link"):
+        open_folder(snapshot)
+
+
+def test_a_carried_file_has_at_most_64_mib(photo: Path) -> None:
+    with (photo / "unet" / "large.json").open("wb") as file:
+        file.truncate((64 << 20) + 1)
+    with pytest.raises(InputError, match=r"large\.json: 67108865 bytes"):
+        open_folder(photo)
+
+
+def test_names_that_are_one_on_other_systems_are_refused(photo: Path) -> None:
+    for name in ("Extra.json", "extra.json"):
+        (photo / "unet" / name).write_text("{}")
+    checkpoint = open_folder(photo)
+    with pytest.raises(IncompatibleError, match="differ by case alone") as caught:
+        FOLDER.layout("x", checkpoint.specs, checkpoint, {}, None)
+    assert caught.value.lines()[0].startswith("runner: error[E-CASE]: ")
+
+
+def test_a_wrong_total_size_is_a_warning(photo: Path) -> None:
+    unet = photo / "unet"
+    (unet / "diffusion_pytorch_model.safetensors").rename(unet / "shard.safetensors")
+    keys = load_file(unet / "shard.safetensors")
+    index = unet / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(index_text(dict.fromkeys(keys, "shard.safetensors")))
+    (warning,) = open_folder(photo).warnings
+    assert "total_size 8, its tensors have" in warning
+    size = sum(tensor.nbytes for tensor in keys.values())
+    edit(index, metadata={"total_size": size})
+    assert open_folder(photo).warnings == ()
+
+
+def test_plain_pickles_are_read_before_another_variant_and_it_is_said(photo: Path) -> None:
+    unet = photo / "unet"
+    tensors = load_file(unet / "diffusion_pytorch_model.safetensors")
+    (unet / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save(tensors, unet / "diffusion_pytorch_model.bin")
+    save_file(weights(["half"]), unet / "diffusion_pytorch_model.fp16.safetensors")
+    checkpoint = open_folder(photo)
+    assert "unet/conv_in.weight" in checkpoint.tensors
+    assert checkpoint.warnings == (
+        "photo/unet: diffusion_pytorch_model.bin is read, a pickle; as safetensors there is variant fp16",
+    )
+    assert "unet/half" in open_folder(photo, "fp16").tensors
+
+
+def test_a_component_that_lacks_the_variant_is_named(photo: Path) -> None:
+    save_file(weights(["half"]), photo / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    assert open_folder(photo, "fp16").warnings == (
+        'photo/text_encoder: no variant "fp16": its plain weights are read',
+        'photo/vae: no variant "fp16": its plain weights are read',
+    )
 
 
 def pickled(folder: Path) -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ from safetensors.torch import save, save_file
 from runner.checkpoint import Layout
 from runner.errors import InputError
 from runner.files import look
-from runner.formats.safetensors import filled, output_file, read_header
+from runner.formats import safetensors as reader
+from runner.formats.safetensors import MAX_TENSORS, filled, output_file, read_header
 from runner.tensors import DTYPES, TensorSpec
+from tests.attacks.files import check_safetensors
 
 TENSORS = {
     "z.half": torch.arange(6, dtype=torch.float16).reshape(2, 3),
@@ -123,6 +127,41 @@ MALFORMED = {
     "zip": (b"PK\x03\x04\x14\x00\x00\x08" + b"0" * 64, "zip"),
     "pickle": (b"\x80\x02}q\x00X\x05\x00\x00\x00", "pickle"),
     "json error": (b'{"error": "gone"}' + b" " * 20, "JSON text"),
+    "xml error": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "XML text"),
+    "pickle 3": (b"\x80\x03}q\x00X\x05\x00\x00\x00" + bytes(60), "a pickle"),
+    "pickle 5": (b"\x80\x05\x95\x10\x00\x00\x00\x00\x00\x00\x00}." + bytes(60), "a pickle"),
+    "7z": (b"7z\xbc\xaf\x27\x1c" + bytes(60), "7z archive"),
+    "gzip": (b"\x1f\x8b\x08\x00" + b"1" * 60, "gzip stream"),
+    "zstd": (b"\x28\xb5\x2f\xfd" + b"1" * 60, "zstd stream"),
+    "xz": (b"\xfd7zXZ\x00" + b"1" * 60, "xz stream"),
+    "bzip2": (b"BZh91AY&SY" + b"1" * 60, "bzip2 stream"),
+    "rar": (b"Rar!\x1a\x07" + b"1" * 60, "RAR archive"),
+    "larger than is read": (((32 << 20) + 1).to_bytes(8, "little") + bytes(64), "a header of 33554433 bytes"),
+    "byte order mark": (raw(b"\xef\xbb\xbf" + json.dumps({"x": entry()}).encode(), b"0" * 4), "JSON"),
+    "NUL behind": (raw(json.dumps({"x": entry()}).encode() + b"\0", b"0" * 4), "JSON"),
+    "65 dimensions": (raw(json.dumps({"x": entry(shape=[1] * 65)}).encode(), b"0" * 4), "at most 64"),
+    "text size": (raw(json.dumps({"x": entry(shape=["1"])}).encode(), b"0" * 4), "shape"),
+    "float offset": (raw(json.dumps({"x": entry(end=4.0)}).encode(), b"0" * 4), "data_offsets"),  # type: ignore[arg-type]
+    "boolean offset": (raw(json.dumps({"x": entry(begin=False)}).encode(), b"0" * 4), "data_offsets"),
+    "three offsets": (
+        raw(json.dumps({"x": {**entry(), "data_offsets": [0, 4, 8]}}).encode(), b"0" * 4),
+        "data_offsets",
+    ),
+    "hole before the first": (raw(json.dumps({"x": entry(begin=4, end=8)}).encode(), b"0" * 8), "hole"),
+    "half a byte": (raw(json.dumps({"x": entry("F4", [1], 0, 1)}).encode(), b"0"), "F4"),
+    "lower case": (raw(json.dumps({"x": entry("f32")}).encode(), b"0" * 4), 'unknown dtype "f32"'),
+    "missing field": (raw(b'{"x":{"dtype":"F32","shape":[1]}}', b"0" * 4), "exactly"),
+    "a twice named field": (
+        raw(b'{"x":{"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b"0" * 4),
+        "stands twice",
+    ),
+    "twice in the metadata": (
+        raw(b'{"__metadata__":{"a":"1","a":"2"},"x":' + json.dumps(entry()).encode() + b"}", b"0" * 4),
+        "stands twice",
+    ),
+    "no name": (raw(json.dumps({"": entry()}).encode(), b"0" * 4), "empty"),
+    "a long name": (raw(json.dumps({"x" * 513: entry()}).encode(), b"0" * 4), "too long"),
+    "half a character": (raw(json.dumps({"\ud800": entry()}).encode(), b"0" * 4), "surrogate"),
 }
 
 
@@ -135,6 +174,55 @@ def test_a_malformed_file_is_refused_with_its_reason(tmp_path: Path, name: str) 
         read_header(look(path, "bad"))
     assert reason in caught.value.message
     assert all(len(line.encode()) <= 500 for line in caught.value.lines())
+
+
+ACCEPTED = {
+    "64 dimensions": raw(json.dumps({"x": entry(shape=[1] * 64)}).encode(), b"0" * 4),
+    "a name of 512 bytes": raw(json.dumps({"x" * 512: entry()}).encode(), b"0" * 4),
+    "no metadata": raw(json.dumps({"__metadata__": None, "x": entry()}).encode(), b"0" * 4),
+    "blanks": raw(json.dumps({"x": entry()}).encode() + b" \n\t ", b"0" * 4),
+    "rank 0": raw(json.dumps({"x": entry(shape=[])}).encode(), b"0" * 4),
+    "no elements": raw(json.dumps({"x": entry(shape=[0, 1 << 40], end=0)}).encode()),
+    "large metadata": raw(
+        json.dumps({"__metadata__": {"a": "b" * (1 << 20)}, "x": entry()}).encode(), b"0" * 4
+    ),
+    "names that are paths elsewhere": raw(json.dumps({"../../x": entry()}).encode(), b"0" * 4),
+}
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_what_is_legal_is_read(tmp_path: Path, name: str) -> None:
+    assert check_safetensors(ACCEPTED[name], tmp_path)
+
+
+def test_a_large_header_takes_time_and_memory_in_proportion(tmp_path: Path) -> None:
+    entries = {
+        f"model.diffusion_model.block.{n}.weight": entry(begin=4 * n, end=4 * n + 4) for n in range(20_000)
+    }
+    header = json.dumps(entries).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(raw(header, bytes(4 * len(entries) - 1)))
+    started = time.process_time()
+    with pytest.raises(InputError, match="truncated: 1 bytes"):
+        read_header(look(path, "x"))
+    assert time.process_time() - started < 2
+    tracemalloc.start()
+    with pytest.raises(InputError, match="truncated: 1 bytes"):
+        read_header(look(path, "x"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < max(64 << 20, 12 * len(header))
+
+
+def test_more_tensors_than_any_model_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MAX_TENSORS == 250_000
+    monkeypatch.setattr(reader, "MAX_TENSORS", 100)
+    one = '{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+    header = "{" + ",".join(f'"{n}":{one}' for n in range(101)) + "}"
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(raw(header.encode()))
+    with pytest.raises(InputError, match=r"101 tensors \(at most 100 are read\)"):
+        read_header(look(path, "x"))
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

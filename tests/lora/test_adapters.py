@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from typing import Any
 
 import pytest
@@ -456,3 +457,16 @@ def test_the_rows_of_x_labs_flux_are_those_diffusers_takes() -> None:
     file = flux_file(names, ".up.weight", ".down.weight", alpha=False)
     made = theirs._convert_xlabs_flux_lora_to_diffusers(dict(file))
     same(contributions(file, flux_base()), by_diffusers(made))
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400), math.nan, math.inf, "8", True])
+@pytest.mark.parametrize("name", ["lora_alpha", "r"])
+def test_a_number_that_no_scale_can_be_made_of_is_named(number: Any, name: str) -> None:
+    names = {key.replace(LINEAR, "unet.time_embedding.linear_1"): shape for key, shape in pair().items()}
+    peft = {key.replace("lora_up", "lora_B").replace("lora_down", "lora_A"): s for key, s in names.items()}
+    found = read(peft, config={"lora_alpha": 8, "r": 2, name: number})
+    if name == "lora_alpha":
+        with pytest.raises(IncompatibleError, match="are no scale"):
+            found.check("x")
+    else:
+        found.check("x")  # the rank is that of the factors

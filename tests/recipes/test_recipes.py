@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,18 +11,29 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+import yaml
+from safetensors.torch import load_file, save_file
 
 from runner.architectures import ARCHITECTURES
-from runner.compose import DATA_ROOT
-from runner.demo import demo_model
+from runner.compose import DATA_ROOT, ComposedRecipe
+from runner.config import Job
+from runner.demo import DEMO_MODELS, demo_model
 from runner.formats.diffusers import DiffusersFolder
 from runner.formats.safetensors import SafetensorsFile
 from runner.lora.adapters import read_adapters
 from runner.methods import METHODS
+from runner.proof.job import replay_job
+from runner.run import run as run_recipe
 from runner.view import view_of
+from tests.build import here, random_tensors
+from tests.test_record import settings
 
 RECIPES = sorted((DATA_ROOT / "recipes").rglob("*.yaml"))
+# Those that name a LoRA, or blocks and components that only a known architecture has.
+OF_ARCHITECTURES = (
+    *("add_lora", "extract_lora", "join_loras"),
+    *("anime_mix", "block_mix", "preset_sweep", "sdxl_mix", "three_steps"),
+)
 LORAS = {path for path in RECIPES if path.stem in ("extract_lora", "join_loras")}
 
 
@@ -100,6 +112,41 @@ def test_a_recipe_whose_result_is_a_lora_gives_one_that_fits_its_first_model(
         "text_encoder",
     }
     assert all(0 <= one["relative"] < 1 for one in record(merged, path.stem)["run"]["residual"].values())
+
+
+def words(said: str) -> list[str]:
+    return [line.partition(":")[0] for line in said.splitlines() if not line.startswith(" ")]
+
+
+def test_a_recipe_that_needs_the_demo_models_is_replayed_to_the_same_bytes(
+    merged: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in sorted(OF_ARCHITECTURES):
+        (source,) = (merged / "runs" / "sweeps").glob(f"*/*recipe={name}/run.json")
+        job = Job("replay", source=source)
+        replay_job(settings(tmp_path, job=job, cache_dir=cache, threads=2, tile_elements=262144), tmp_path)
+    assert words(capsys.readouterr().out) == ["IDENTICAL"] * len(OF_ARCHITECTURES)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_other_recipe_is_replayed_to_the_same_bytes_with_small_models(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, name in enumerate(DEMO_MODELS):
+        save_file(random_tensors(seed), tmp_path / f"{name}.safetensors", {"format": "pt"})
+    (tmp_path / "out").mkdir()
+    for path in RECIPES:
+        if path.stem in OF_ARCHITECTURES:
+            continue
+        text = re.sub(r"demo:(\w+)", r"\1.safetensors", path.read_text()).replace("diffusers}", "checkpoint}")
+        tree = yaml.safe_load(text)
+        folder = tmp_path / path.stem
+        folder.mkdir()
+        run_recipe(ComposedRecipe(path.stem, tree, (), (), here), settings(tmp_path), folder)
+        capsys.readouterr()
+        replay_job(settings(tmp_path, job=Job("replay", source=folder)), tmp_path / "out")
+        assert words(capsys.readouterr().out) == ["IDENTICAL"], path.stem
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize("name", ["anime_mix", "sdxl_mix"])

@@ -1,0 +1,127 @@
+"""What the files of a model hold: every digest of it, computed now from one reading."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from blake3 import blake3
+
+from runner.checkpoint import Checkpoint, OutputFile
+from runner.digests import folder_digest
+from runner.files import InputFile, look, read_into
+from runner.hashes import BLOCK_BYTES, FileHashes, auto_v1, feed
+from runner.tensor_digests import TensorHasher
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A model by its bytes.
+
+    Attributes:
+        checkpoint: its headers.
+        hashes: of each weight file, by its name inside a folder, "" for a single file.
+        tensors: SHA-256 of the data of each tensor.
+        others: SHA-256 of every other file of a folder, by its name there.
+    """
+
+    checkpoint: Checkpoint
+    hashes: Mapping[str, FileHashes]
+    tensors: Mapping[str, str]
+    others: Mapping[str, str]
+
+    @property
+    def sha256(self) -> str:
+        """Of the file; of a folder, of the list of its weight files."""
+        if "" in self.hashes:
+            return str(self.hashes[""].sha256)
+        return folder_digest([(str(one.sha256), name) for name, one in self.hashes.items()])
+
+    @property
+    def files(self) -> dict[str, str]:
+        """SHA-256 of every file."""
+        return {name: str(one.sha256) for name, one in self.hashes.items()} | dict(self.others)
+
+
+def contents_of(checkpoint: Checkpoint, advance: Callable[[int], None]) -> Contents:
+    """Reads all files of a safetensors file or of a folder of them.
+
+    Args:
+        checkpoint: whose files are read.
+        advance: called with the number of bytes done.
+
+    Raises:
+        InputError: a file changed, or ended early.
+    """
+    hashes: dict[str, FileHashes] = {}
+    tensors: dict[str, str] = {}
+    for number, file in enumerate(checkpoint.files):
+        name = inside(checkpoint, file)
+        hashes[name], found = _read(checkpoint, number, file, advance)
+        tensors |= found
+    others = {}
+    if checkpoint.files[0].path != checkpoint.root:
+        for path in sorted(checkpoint.root.rglob("*")):
+            inner = path.relative_to(checkpoint.root).as_posix()
+            if inner not in hashes and not path.is_dir():
+                others[inner] = file_digest(path, f"{checkpoint.label}/{inner}")
+    return Contents(checkpoint, hashes, tensors, others)
+
+
+def inside(checkpoint: Checkpoint, file: InputFile) -> str:
+    """The name of a weight file inside its folder, "" for a single file."""
+    return "" if file.path == checkpoint.root else file.path.relative_to(checkpoint.root).as_posix()
+
+
+def file_digest(path: Path, label: str) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        InputError: it is none, or changed meanwhile.
+    """
+    file = look(path, label)
+    descriptor = file.open()
+    try:
+        hasher = hashlib.sha256()
+        for block in _blocks(descriptor, 0, file.identity.size, label, lambda count: None):
+            hasher.update(block)
+        file.check_unchanged(descriptor)
+        return hasher.hexdigest()
+    finally:
+        os.close(descriptor)
+
+
+def _read(
+    checkpoint: Checkpoint, number: int, file: InputFile, advance: Callable[[int], None]
+) -> tuple[FileHashes, dict[str, str]]:
+    """The hashes of one weight file, and those of the tensors in it."""
+    stored = sorted(
+        ((one.offset, key, one.spec) for key, one in checkpoint.tensors.items() if one.file == number),
+        key=lambda one: one[:2],
+    )
+    size, begin = file.identity.size, min(offset for offset, _, _ in stored)
+    tensors = TensorHasher(OutputFile("", b"", {key: (at, spec) for at, key, spec in stored}, size, 0))
+    whole, content, other = hashlib.sha256(), hashlib.sha256(), blake3()
+    descriptor = file.open()
+    try:
+        feed(_blocks(descriptor, 0, begin, file.label, advance), (whole, other))
+        feed(_blocks(descriptor, begin, size, file.label, advance), (whole, other, content, tensors))
+        first = auto_v1(descriptor, size, file.label)
+        file.check_unchanged(descriptor)
+    finally:
+        os.close(descriptor)
+    return FileHashes(first, whole.hexdigest(), content.hexdigest(), other.hexdigest()), tensors.digests
+
+
+def _blocks(
+    descriptor: int, begin: int, end: int, label: str, advance: Callable[[int], None]
+) -> Iterator[memoryview]:
+    buffers = [memoryview(bytearray(max(0, min(BLOCK_BYTES, end - begin)))) for _ in range(2)]
+    for number, at in enumerate(range(begin, end, BLOCK_BYTES)):
+        block = buffers[number % 2][: min(BLOCK_BYTES, end - at)]
+        read_into(descriptor, block, at, label)
+        yield block
+        advance(len(block))

@@ -1,0 +1,311 @@
+"""The composer, driven by keys: from an empty folder to a merged model, and nothing lost on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("textual", reason="NOT TESTED: the composer; pip install 'runner[ui]'")
+
+from textual.widgets import Button, Input, OptionList, Static, TextArea
+
+from runner.compose import DATA_ROOT
+from runner.ui.app import Compose
+from runner.ui.bars import Curve
+from runner.ui.picker import SHOWN, Picker, Question, Row
+from runner.ui.running import Run
+from runner.ui.text import RecipeText
+from tests.build import write_models
+from tests.ui.form import checked, choose, composer, says, until
+
+MIX = (DATA_ROOT / "recipes" / "anime_mix.yaml").read_text()
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, with recipes/ below it for recipes."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def drive(steps: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(steps)
+
+
+def test_from_an_empty_folder_to_a_merged_model(cache: Path, folder: Path) -> None:
+    async def steps() -> None:
+        app = composer(cache)
+        async with app.run_test(size=(120, 40)) as pilot:
+            await choose(pilot, "#role-a", "photo")
+            await choose(pilot, "#role-b", "anime")
+            app.query_one("#bar-alpha").focus()
+            await pilot.press("left", "left", "shift+left")
+            await checked(pilot, app)
+            assert says(app, "#plan").startswith("✓ plan of new_mix: weighted_sum@1 → new_mix")
+            await pilot.press("ctrl+r")
+            await until(pilot, lambda: isinstance(app.screen, Question))
+            app.screen.query_one("#answer", Input).value = "first_mix"
+            await pilot.press("enter")
+            await until(pilot, lambda: isinstance(app.screen, Run))
+            run = app.screen
+            assert isinstance(run, Run)
+            await until(pilot, lambda: run.code is not None)
+            assert run.code == 0, run.said
+            await pilot.press("escape")
+            await until(pilot, lambda: not isinstance(app.screen, Run))
+            record = Path(
+                next(line for line in run.said if line.startswith("record: ")).removeprefix("record: ")
+            )
+            told = json.loads(record.read_text())
+            assert told["deterministic"]["output"]["sha256"] in "\n".join(run.said)
+            assert (record.parent / "first_mix" / "model_index.json").is_file()
+            assert app.is_saved
+
+    drive(steps())
+    text = (folder / "recipes" / "first_mix.yaml").read_text()
+    assert text == "method: weighted_sum\nmodels:\n  a: demo:photo\n  b: demo:anime\nalpha: 0.39\n"
+
+
+def test_a_recipe_keeps_its_comments_when_a_nested_number_changes(cache: Path, folder: Path) -> None:
+    (folder / "recipes").mkdir()
+    path = folder / "recipes" / "mine.yaml"
+    path.write_text(MIX)
+
+    async def steps() -> None:
+        app = composer(cache, "mine")
+        async with app.run_test(size=(120, 40)) as pilot:
+            await checked(pilot, app)
+            app.query_one("#steps", OptionList).focus()
+            await pilot.press("down", "enter")
+            await until(pilot, lambda: app.at == ("models", "b"))
+            number = app.query_one("#number-alpha", Input)
+            assert number.value == "0.6"
+            number.focus()
+            number.value = "0.75"
+            await checked(pilot, app)
+            assert not app.checked.problems
+            await pilot.press("ctrl+z")
+            assert app.draft.text == MIX
+            number.value = "0.8"
+            await checked(pilot, app)
+            await pilot.press("ctrl+s")
+            await until(pilot, lambda: app.is_saved)
+
+    drive(steps())
+    assert path.read_text() == MIX.replace("alpha: 0.6 ", "alpha: 0.8 ")
+
+
+def test_a_curve_by_block_and_a_preset(cache: Path) -> None:
+    async def steps() -> None:
+        app = composer(cache)
+        async with app.run_test(size=(120, 40)) as pilot:
+            await choose(pilot, "#role-a", "photo")
+            await choose(pilot, "#role-b", "anime")
+            await checked(pilot, app)
+            app.query_one("#places-alpha").focus()
+            await pilot.press("enter")
+            await until(pilot, lambda: app.screen.query("#curve"))
+            app.screen.query_one("#curve", Curve).focus()
+            await pilot.press("right", "up", "up", "end", "down", "ctrl+s")
+            await checked(pilot, app)
+            curve = {"IN00": 0.5, "IN01": 0.6, "IN02-OUT10": 0.5, "OUT11": 0.45}
+            assert app.draft.value(("alpha",)) == {"default": 0.5, "unet": curve}
+            assert app.checked.curves["alpha",][2][1] == 0.6
+            app.query_one("#places-alpha").focus()
+            await pilot.press("enter")
+            await until(pilot, lambda: app.screen.query("#mbw"))
+            app.screen.query_one("TabbedContent").active = "pasted"  # type: ignore[attr-defined]
+            app.screen.query_one("#mbw", Input).value = "GRAD_V"
+            app.screen.query_one("#base", Input).value = "0.2"
+            await pilot.press("ctrl+s")
+            await checked(pilot, app)
+            assert app.draft.value(("alpha",)) == {"mbw": "GRAD_V", "base": 0.2}
+            assert not app.checked.problems
+            assert "█" in says(app, "#curve-alpha") and "pasted: GRAD_V" in says(app, "#curve-alpha")
+
+    drive(steps())
+
+
+def test_a_merge_in_the_place_of_a_model(cache: Path) -> None:
+    async def steps() -> None:
+        app = composer(cache)
+        async with app.run_test(size=(120, 40)) as pilot:
+            await choose(pilot, "#role-a", "photo")
+            await choose(pilot, "#role-b", "anime")
+            await choose(pilot, "#role-b", "another")
+            assert app.at == ("models", "b")
+            assert app.query_one("#role-a", Button).label.plain == "demo:anime ▾"
+            await choose(pilot, "#role-b", "photo")
+            await choose(pilot, "#role-c", "demo:base")
+            await choose(pilot, "#method", "train_d")
+            await checked(pilot, app)
+            assert app.checked.problems == ()
+            assert app.draft.merge(("models", "b"))["method"] == "train_difference"
+
+    drive(steps())
+
+
+def test_at_sixty_columns_the_panes_are_tabs(cache: Path) -> None:
+    async def steps() -> None:
+        app = composer(cache)
+        async with app.run_test(size=(60, 24)) as pilot:
+            for key, shown in (("f2", "#form"), ("f3", "#text"), ("f4", "#below")):
+                await pilot.press(key)
+                await pilot.pause()
+                seen = [one for one in ("#form", "#text", "#below") if app.query_one(one).region.width]
+                assert seen == [shown]
+                assert app.query_one(shown).region.width >= 58
+            await pilot.resize_terminal(120, 40)
+            await pilot.pause()
+            assert all(app.query_one(one).region.width > 50 for one in ("#form", "#text", "#below"))
+
+    drive(steps())
+
+
+def test_a_recipe_with_mistakes_is_shown_as_it_is_and_they_at_their_lines(cache: Path, folder: Path) -> None:
+    (folder / "recipes").mkdir()
+    path = folder / "recipes" / "odd.yaml"
+    broken = "method: weighted_sum\nmodels: {a: demo:photo, b: demo:anime}\nalpha: &x 0.5  # mine\n"
+    path.write_text(broken)
+
+    async def steps() -> None:
+        app = composer(cache, "odd")
+        async with app.run_test(size=(120, 40)) as pilot:
+            await checked(pilot, app)
+            text = app.query_one("#text", RecipeText)
+            assert text.text == app.draft.text == broken
+            assert (
+                text.get_line(2).plain
+                == "alpha: &x 0.5  # mine  ✗ an anchor (&name); a recipe has no aliases"
+            )
+            assert "line 3" in says(app, "#mistakes") and app.query("#unreadable")
+            text.replace("alhpa: 0.5", (2, 0), (2, 13))
+            await checked(pilot, app)
+            assert 'did you mean "alpha"?' in text.get_line(2).plain
+            text.replace("alpha", (2, 0), (2, 5))
+            await checked(pilot, app)
+            assert says(app, "#plan").startswith("✓") and app.query("#bar-alpha")
+
+    drive(steps())
+    assert path.read_text() == broken
+
+
+def test_a_model_that_vanishes_is_shown_as_gone(cache: Path, folder: Path) -> None:
+    write_models(folder, first=1, second=2)
+
+    async def steps() -> None:
+        app = composer(cache, models_dir=folder)
+        async with app.run_test(size=(120, 40)) as pilot:
+            await until(pilot, lambda: len(app.models) == 2 and all(one.facts for one in app.models))
+            await choose(pilot, "#role-a", "first")
+            await choose(pilot, "#role-b", "second")
+            await checked(pilot, app)
+            assert not app.checked.problems
+            (folder / "second.safetensors").unlink()
+            await until(pilot, lambda: "gone" in app.query_one("#role-b", Button).label.plain)
+            await until(pilot, lambda: "second.safetensors" in says(app, "#mistakes"))
+            write_models(folder, second=2)
+            await until(pilot, lambda: "gone" not in app.query_one("#role-b", Button).label.plain)
+            await until(pilot, lambda: says(app, "#plan").startswith("✓"))
+
+    drive(steps())
+
+
+def test_two_editors_of_one_recipe_do_not_overwrite_each_other(cache: Path, folder: Path) -> None:
+    (folder / "recipes").mkdir()
+    path = folder / "recipes" / "mine.yaml"
+    path.write_text("method: weighted_sum\nmodels: {a: demo:photo, b: demo:anime}\n")
+    theirs = path.read_text() + "# theirs\n"
+
+    async def steps() -> None:
+        app = composer(cache, "mine")
+        async with app.run_test(size=(120, 40)) as pilot:
+            await checked(pilot, app)
+            app.query_one("#bar-alpha").focus()
+            await pilot.press("right")
+            path.write_text(theirs)
+            await pilot.press("ctrl+s")
+            await until(pilot, lambda: isinstance(app.screen, Question))
+            assert "changed by somebody else" in str(app.screen.query_one("#said", Static).content)
+            app.screen.query_one("#answer", Input).value = "mine"
+            await pilot.press("enter")
+            await pilot.pause()
+            assert "is there already" in str(app.screen.query_one("#said", Static).content)
+            app.screen.query_one("#answer", Input).value = "../mine_too"
+            await pilot.press("enter")
+            await pilot.pause()
+            app.screen.query_one("#answer", Input).value = "mine_too"
+            await pilot.press("enter")
+            await until(pilot, lambda: app.is_saved)
+
+    drive(steps())
+    assert path.read_text() == theirs
+    assert sorted(one.name for one in path.parent.iterdir()) == ["mine.yaml", "mine_too.yaml"]
+    assert "alpha: 0.55" in (folder / "recipes" / "mine_too.yaml").read_text()
+
+
+def test_escape_stops_a_run_and_nothing_is_left_of_it(cache: Path, folder: Path) -> None:
+    (folder / "recipes").mkdir()
+    shutil.copy(DATA_ROOT / "recipes" / "anime_mix.yaml", folder / "recipes" / "mine.yaml")
+
+    async def steps() -> None:
+        app = composer(cache, "mine")
+        async with app.run_test(size=(120, 40)) as pilot:
+            await checked(pilot, app)
+            await pilot.press("ctrl+r")
+            await until(pilot, lambda: isinstance(app.screen, Run))
+            run = app.screen
+            assert isinstance(run, Run)
+            await until(pilot, lambda: run.process is not None)
+            await pilot.press("escape")
+            await until(pilot, lambda: run.code is not None)
+            assert run.code != 0
+            assert run.process is not None and run.process.returncode is not None
+
+    drive(steps())
+    assert not [*folder.rglob("*.safetensors"), *folder.rglob(".rnr-*")]
+
+
+def test_ten_thousand_models_are_filtered_while_one_types() -> None:
+    rows = [Row(f"folder_{at % 100}/model_{at}.safetensors", "Stable Diffusion XL") for at in range(10_000)]
+
+    async def steps() -> None:
+        app = Compose.__mro__[1]()  # a plain Textual app
+        async with app.run_test(size=(100, 30)) as pilot:
+            picker = Picker("model", rows)
+            await app.push_screen(picker)
+            started = time.process_time()
+            await pilot.press(*"model_9876")
+            spent = time.process_time() - started
+            assert picker.query_one("#rows", OptionList).option_count == 1
+            assert str(picker.query_one("#count", Static).content) == "1 of 10000"
+            await pilot.press(*["backspace"] * 10)
+            assert picker.query_one("#rows", OptionList).option_count == SHOWN
+            assert spent < 5.0  # ten keys
+
+    drive(steps())
+
+
+def test_what_is_not_saved_is_asked_for_before_leaving(cache: Path) -> None:
+    async def steps() -> None:
+        app = composer(cache)
+        async with app.run_test(size=(80, 24)) as pilot:
+            await choose(pilot, "#role-a", "photo")
+            await pilot.press("ctrl+q")
+            await until(pilot, lambda: len(app.screen_stack) == 2)
+            await pilot.press("escape")
+            await until(pilot, lambda: len(app.screen_stack) == 1)
+            assert app.is_running and app.query_one("#text", TextArea).text == app.draft.text
+            await pilot.press("ctrl+q")
+            await until(pilot, lambda: len(app.screen_stack) == 2)
+            await pilot.press("enter")
+            await until(pilot, lambda: not app.is_running or app._exit)
+
+    drive(steps())

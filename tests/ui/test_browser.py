@@ -1,0 +1,78 @@
+"""The form in a real browser: a recipe chosen and saved with its keys, and no request leaves the machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+MISSING = "NOT TESTED: the composer in a browser; pip install "
+api = pytest.importorskip("playwright.sync_api", reason=f"{MISSING}playwright")
+pytest.importorskip("textual_serve", reason=f"{MISSING}'runner[ui]'")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"{MISSING}chromium")
+
+
+def test_a_recipe_is_written_in_a_browser(tmp_path: Path) -> None:
+    server = subprocess.Popen(
+        [sys.executable, "-m", "runner", "job=compose", "job.browser=true"],
+        cwd=tmp_path,
+        env=dict(os.environ),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stdout is not None
+        address = server.stdout.readline().strip()
+        with api.sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            page = browser.new_page(viewport={"width": 1200, "height": 760})
+            asked: list[str] = []
+            page.on("request", lambda request: asked.append(request.url))
+            said: list[str] = []
+
+            def hear(frame: str | bytes) -> None:
+                said.append(frame.decode("utf-8", "replace") if isinstance(frame, bytes) else frame)
+
+            def wait(words: str) -> None:
+                """Waits until the form has shown some words, and forgets what it showed before."""
+                end = time.monotonic() + 60
+                while words not in "".join(said):
+                    assert time.monotonic() < end, f"{words} does not come"
+                    page.wait_for_timeout(50)
+                said.clear()
+
+            page.on("websocket", lambda opened: opened.on("framereceived", hear))
+            page.goto(address)
+            wait("choose a model")
+            page.wait_for_function("document.activeElement.matches('.xterm-helper-textarea')", timeout=30_000)
+            for role, name, row in (("a", "photo", 6), ("b", "anime", 8)):
+                page.mouse.click(300, 18 * row + 9)
+                wait(f"model for {role}")
+                page.keyboard.type(name)
+                wait("2 of 8")
+                page.keyboard.press("Enter")
+                wait(f"{role}: demo:{name}")
+            wait("✓ plan of")
+            page.keyboard.press("Control+s")
+            wait("save the recipe as")
+            page.keyboard.press("Enter")
+            wait("saved")
+            path = tmp_path / "recipes" / "new_mix.yaml"
+            if picture := os.environ.get("RUNNER_PICTURE"):  # of the README
+                page.wait_for_timeout(3000)
+                page.screenshot(path=picture)
+            browser.close()
+        assert path.read_text() == "method: weighted_sum\nmodels:\n  a: demo:photo\n  b: demo:anime\n"
+        assert asked and all(url.startswith(("data:", address)) for url in asked)
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(60)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["recipes"]

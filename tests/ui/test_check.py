@@ -1,0 +1,114 @@
+"""What is said of a draft: the program's own errors at their lines, its plan, and which models fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from runner.compose import DATA_ROOT
+from runner.config import Job, Settings
+from runner.library.headers import Facts
+from runner.methods import find_method
+from runner.place import Devices
+from runner.ui.check import check
+from runner.ui.choices import demo_choices, found_models, looked_at, primary_facts, why_not
+from runner.ui.draft import Draft
+from tests.build import write_models
+
+
+def settings(cache: Path, models_dir: Path) -> Settings:
+    threads, tile = 1, 262144
+    places = (Devices(None, {}), models_dir, None, cache, None)
+    return Settings(Job("compose"), *places, threads, tile, "remember", True, "off", "offline")
+
+
+def test_mistakes_have_their_lines(cache: Path) -> None:
+    text = "method: weighted_sum\nmodels:\n  a: demo:photo\n  b: demo:anime\n"
+    text += "alpha: 2\nbeta: 1\noutput: {dtype: f}\n"
+    found = check(Draft("x", text), settings(cache, Path()))
+    assert found.problems[0].line == 7
+    text = text.replace("dtype: f", "dtype: float16")
+    found = check(Draft("x", text), settings(cache, Path()))
+    assert sorted(one.line or 0 for one in found.problems) == [5, 6] and not found.plan
+
+
+def test_a_good_recipe_has_the_plan_of_job_plan_and_its_numbers_by_block(cache: Path) -> None:
+    text = (DATA_ROOT / "recipes" / "anime_mix.yaml").read_text()
+    found = check(Draft("anime_mix", text), settings(cache, Path()))
+    assert not found.problems and found.plan.startswith("plan of anime_mix: weighted_sum@1 → anime_mix")
+    component, blocks, values = found.curves["alpha",]
+    assert component == "unet" and dict(zip(blocks, values, strict=True))["M00"] == 0.7
+    assert found.curves["models", "b", "alpha"][2] == (0.6,) * 25
+    assert found.components == ("text_encoder", "unet", "vae")
+
+
+def test_a_recipe_that_builds_on_another_is_checked_with_it(cache: Path) -> None:
+    found = check(Draft("x", "defaults: [anime_mix, _self_]\nalpha: 0.1\n"), settings(cache, Path()))
+    assert "→ anime_mix" in found.plan
+    found = check(Draft("x", "defaults: [anime_mx, _self_]\nalpha: 0.1\n"), settings(cache, Path()))
+    assert 'did you mean "anime_mix"?' in found.problems[0].text
+
+
+@pytest.mark.parametrize("source", ["../secret.safetensors", "/etc/passwd", "~/x.safetensors", "sub/../../x"])
+def test_in_a_browser_models_outside_the_folders_are_refused_unread(
+    source: str, cache: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "models").mkdir()
+    write_models(tmp_path, secret=1)
+    text = f"method: weighted_sum\nmodels: {{a: '{source}', b: demo:anime}}\n"
+    found = check(Draft("x", text), settings(cache, tmp_path / "models"), confined=True)
+    assert [one.line for one in found.problems] == [2]
+    assert "not in the folders of models" in found.problems[0].text
+
+
+def test_in_a_browser_models_in_the_folders_are_read(cache: Path, tmp_path: Path) -> None:
+    write_models(tmp_path, a=1, b=2)
+    text = "method: weighted_sum\nmodels: {a: a.safetensors, b: b.safetensors}\n"
+    assert not check(Draft("x", text), settings(cache, tmp_path), confined=True).problems
+
+
+def test_models_are_named_as_recipes_name_them_and_said_what_they_are(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    write_models(tmp_path / "sub", a=1)
+    (tmp_path / "broken.safetensors").write_bytes(b"no")
+    own = settings(cache, tmp_path)
+    choices = {one.source: one for one in looked_at(found_models(own), own)}
+    assert set(choices) == {"sub/a.safetensors", "broken.safetensors"}
+    method = find_method("weighted_sum", None)
+    assert why_not(choices["broken.safetensors"].facts, method, "b", None)
+    assert choices["broken.safetensors"].title == "cannot be read"
+
+
+SD1, XL = Facts("folder", "sd1"), Facts("folder", "sdxl")
+
+
+@pytest.mark.parametrize(
+    ("facts", "method", "primary", "reason"),
+    [
+        (SD1, "weighted_sum", SD1, ""),
+        (None, "weighted_sum", SD1, ""),
+        (XL, "weighted_sum", SD1, "Stable Diffusion XL, the first model is Stable Diffusion 1.x"),
+        (Facts("lora", "sd1"), "weighted_sum", SD1, "a file of adapters: add_lora takes it"),
+        (Facts("lora", "sd1"), "add_lora", SD1, ""),
+        (SD1, "add_lora", SD1, "no file of adapters"),
+        (Facts("vae", "sd1"), "weighted_sum", SD1, "a vae alone: the rest is missing (force: true)"),
+        (
+            Facts("checkpoint", "sd1", "inpainting"),
+            "weighted_sum",
+            SD1,
+            "inpainting, the first model is plain (shapes: channels)",
+        ),
+    ],
+)
+def test_why_a_model_does_not_fit(facts: Facts | None, method: str, primary: Facts, reason: str) -> None:
+    assert why_not(facts, find_method(method, None), "b", primary) == reason
+
+
+def test_the_demo_models_are_what_they_are_said_to_be(cache: Path) -> None:
+    known = {one.source: one.facts for one in demo_choices() if one.facts}
+    for name in ("demo:photo", "demo:sdxl_photo"):
+        draft = Draft("x", f"method: weighted_sum\nmodels: {{a: {name}, b: {name}}}\n")
+        facts = primary_facts(draft, (), known)
+        plan = check(draft, settings(cache, Path())).plan
+        assert facts is not None and ("Stable Diffusion XL" in plan) == (facts.architecture == "sdxl")

@@ -1,0 +1,68 @@
+"""Recipes on the disk: opened as they are, saved whole, never over what somebody else wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from runner.errors import BusyError, InputError, UsageError
+from runner.ui import store
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_what_was_saved_is_opened_by_its_name(folder: Path) -> None:
+    saved = store.save(store.path_of("mix"), "a: ß\r\n", "")
+    assert saved.path == folder / "recipes" / "mix.yaml" and store.names() == ["mix"]
+    assert store.opened("mix") == saved == store.read(saved.path)
+
+
+def test_bytes_that_are_no_text_come_back_as_they_were(folder: Path) -> None:
+    path = folder / "odd.yaml"
+    path.write_bytes(b"\xff\xfe# \xe9\n")
+    found = store.read(path)
+    store.save(path, found.text, found.sha256)
+    assert path.read_bytes() == b"\xff\xfe# \xe9\n"
+
+
+@pytest.mark.parametrize("theirs", ["other", None])
+def test_a_file_that_changed_meanwhile_stays_as_it_is(theirs: str | None) -> None:
+    saved = store.save(store.path_of("mix"), "mine", "")
+    saved.path.unlink() if theirs is None else saved.path.write_text(theirs)
+    with pytest.raises(BusyError, match="somebody else"):
+        store.save(saved.path, "mine again", saved.sha256)
+    assert (saved.path.read_text() if saved.path.exists() else None) == theirs
+
+
+def test_a_name_that_is_taken_is_not_taken_again(folder: Path) -> None:
+    store.save(store.path_of("new_mix"), "mine", "")
+    assert store.free_name() == "new_mix_2"
+    with pytest.raises(BusyError, match="is there already"):
+        store.save(store.path_of("new_mix"), "other", "")
+    (folder / "recipes" / "link.yaml").symlink_to("nowhere")
+    with pytest.raises(BusyError):
+        store.save(store.path_of("link"), "other", "")
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".x", "x.yaml", "-x", "a b", "x" * 101])
+def test_what_is_no_name_is_refused(name: str) -> None:
+    with pytest.raises(UsageError):
+        store.path_of(name)
+
+
+def test_a_file_too_large_for_a_recipe_is_not_opened(folder: Path) -> None:
+    (folder / "big.yaml").write_bytes(b"#" * (1 << 21))
+    with pytest.raises(InputError):
+        store.read(folder / "big.yaml")
+
+
+def test_the_first_folder_of_the_environment_is_where_recipes_go(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNNER_RECIPES", f"{folder / 'one'}:{folder / 'two'}")
+    assert store.path_of("x") == folder / "one" / "x.yaml"
