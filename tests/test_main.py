@@ -100,7 +100,9 @@ def models(folder: Path) -> list[str]:
 def test_without_arguments_but_the_job_a_plan_is_printed(tmp_path: Path) -> None:
     done = run(tmp_path, "job=plan")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("plan of anime_mix: weighted_sum@1 → anime_mix (diffusers folder)\n")
+    assert done.stdout.startswith(
+        "plan of anime_mix: weighted_sum@1 → anime_mix (diffusers folder, predicts epsilon)\n"
+    )
     assert record(tmp_path)["run"]["error"] is None
     assert not any(path.suffix == ".safetensors" for path in tmp_path.rglob("*"))
 

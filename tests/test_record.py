@@ -81,13 +81,15 @@ def merged(models: Path, name: str, recipe_tree: dict[str, Any], **changes: Any)
 def test_a_run_that_dies_leaves_no_record_of_another_model_beside_its_own(models: Path) -> None:
     folder = models / "run"
     folder.mkdir()
-    run(recipe(tree()), settings(models), folder)
+    again = settings(models, rerun=True)
+    run(recipe(tree()), again, folder)
     with Disk("death", 10_000).in_place() as undisturbed:
-        run(recipe(tree(alpha=0.4)), settings(models), folder)
+        run(recipe(tree(alpha=0.4)), again, folder)
     undisturbed.forget()
     for back in range(1, 12):  # from the last call on
+        run(recipe(tree()), again, folder)
         with Disk("death", undisturbed.count - back).in_place() as disk, suppress(DiedError):
-            run(recipe(tree(alpha=0.3 + back / 50)), settings(models), folder)
+            run(recipe(tree(alpha=0.4)), again, folder)
         disk.forget()
         assert disk.name
         if (folder / "run.json").exists():
