@@ -40,7 +40,7 @@ def test_recipe_inputs_and_results_are_compared(tmp_path: Path, capsys: pytest.C
     second = made(tmp_path, "other", alpha=0.5, models={"a": "a.safetensors", "b": "c.safetensors"})
     found = answer(first, second, capsys)
     assert "-alpha: 0.3" in found["recipe"] and "+alpha: 0.5" in found["recipe"]
-    assert "-  b: {source: " + '"b.safetensors"}' in found["recipe"]
+    assert "-  b: {source: b.safetensors}" in found["recipe"]
     (line,) = found["inputs"]
     assert line.startswith("b: b.safetensors  ") and " → c.safetensors  " in line
     assert found["tensors"]["differ"] == 8  # all but the empty one

@@ -86,7 +86,7 @@ def test_a_recipe_gives_a_pipeline_with_the_keys_of_its_first_model(
     folder = result(merged, path.stem)
     first = next(iter(record(merged, path.stem)["deterministic"]["inputs"]))["source"]
     primary = demo_model(first.removeprefix("demo:"), cache)
-    names = {file.relative_to(primary) for file in primary.rglob("*") if file.is_file()}
+    names = {file.relative_to(primary) for file in primary.rglob("*") if file.is_file()} | {Path("README.md")}
     assert {file.relative_to(folder) for file in folder.rglob("*") if file.is_file()} == names
     for file in primary.rglob("*.safetensors"):
         ours, theirs = load_file(folder / file.relative_to(primary)), load_file(file)
