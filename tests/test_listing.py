@@ -50,7 +50,7 @@ def test_models_are_listed_by_name_with_what_they_are(
     assert listed(models, capsys).splitlines() == [
         f"folder {models}",
         "  name       kind    architecture          format       dtype    size  sha256  in",
-        "  Any thing  other                         safetensors  F16    6.2 kB          sub",
+        "  Any thing  other                         safetensors  F16    6.3 kB          sub",
         "  photo      folder  Stable Diffusion 1.x  diffusers    F16    2.1 MB",
         "  style      lora    Stable Diffusion 1.x  safetensors  F16    108 kB",
         "",
@@ -70,7 +70,7 @@ def test_a_narrow_terminal_gets_lines_that_fit(
     assert lines[1:5] == [
         "  Any thing",
         "    other  safetensors",
-        f"    F16  6.2 kB  {sha256[:10]}",
+        f"    F16  6.3 kB  {sha256[:10]}",
         "    sub",
     ]
 
