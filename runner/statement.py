@@ -101,5 +101,5 @@ def _models(resolved: Resolved, inputs: Mapping[InputFile, str]) -> Iterator[dic
 
 
 def _recipes(record: RunRecord) -> Iterator[dict[str, Any]]:
-    for file in record.recipe_files:
-        yield {"name": f"recipe:{file.name}", "digest": {"sha256": file.sha256}}
+    for file in record.deterministic["recipe_files"]:
+        yield {"name": f"recipe:{file['name']}", "digest": {"sha256": file["sha256"]}}
