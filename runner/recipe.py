@@ -179,6 +179,11 @@ class Recipe:
         yield from self.components.values()
 
 
+def roles_at(path: KeyPath) -> str:
+    """The roles that lead to a place of a recipe: "b.a", "components.vae"; "" to the recipe itself."""
+    return ".".join(map(str, path if path[:1] == ("components",) else path[1::2]))
+
+
 def parse_recipe(name: str, tree: Mapping[str, Any], locate: Callable[[KeyPath], Location]) -> Recipe:
     """Reads a recipe from plain data.
 
