@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,6 +56,19 @@ def write_models(
     for name, tensors in written.items():
         save_file(tensors, folder / f"{name}.safetensors", {"format": "pt"})
     return written
+
+
+def write_in_order(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A file of half precision, its data in the order of the mapping; the library would sort it."""
+    entries: dict[str, Any] = {}
+    data = b""
+    for key, tensor in tensors.items():
+        content = tensor.numpy().tobytes()
+        entries[key] = {"dtype": "F16", "shape": list(tensor.shape)}
+        entries[key]["data_offsets"] = [len(data), len(data) + len(content)]
+        data += content
+    header = json.dumps(entries).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
 
 
 def header_only(path: Path, specs: Mapping[str, TensorSpec], **metadata: str) -> Path:

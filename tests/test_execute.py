@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from runner.methods import METHODS
 from runner.methods.registry import Weight, method
 from runner.place import RESULTS_PER_WORKER, Devices, Placement, place, working_bytes
 from runner.write import Staging
-from tests.build import SHAPES, data_of, merge, merged, planned, random_tensors, write_models
+from tests.build import SHAPES, data_of, merge, merged, planned, random_tensors, write_in_order, write_models
 
 KEY = "model.diffusion_model.linear.weight"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -265,19 +264,6 @@ def test_the_seed_of_pythons_hashes_changes_no_byte(tmp_path: Path) -> None:
     first, second = (run.communicate(timeout=60)[0] for run in runs)
     assert [run.returncode for run in runs] == [0, 0]
     assert first == second and len(first) > 64
-
-
-def write_in_order(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A file whose data lies in the order of the mapping; the library would sort it."""
-    entries: dict[str, Any] = {}
-    data = b""
-    for key, tensor in tensors.items():
-        content = tensor.numpy().tobytes()
-        entries[key] = {"dtype": "F16", "shape": list(tensor.shape)}
-        entries[key]["data_offsets"] = [len(data), len(data) + len(content)]
-        data += content
-    header = json.dumps(entries).encode()
-    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
 
 
 def test_the_order_of_tensors_in_an_input_does_not_matter(tmp_path: Path) -> None:

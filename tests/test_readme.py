@@ -65,7 +65,9 @@ def shape(line: str) -> str:
 def test_ci_runs_the_two_commands_as_they_stand() -> None:
     script = (ROOT / ".ci" / "run").read_text().splitlines()
     merge, tests = (block.strip() for block in blocks("sh")[:2])
-    assert merge.endswith("python -m runner recipe=anime_mix") and tests.endswith("python -m pytest -n logical")
+    assert merge.endswith("python -m runner recipe=anime_mix") and tests.endswith(
+        "python -m pytest -n logical"
+    )
     assert merge in script and tests in script
     assert [line for line in script if line][-1] == tests
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from runner.architectures import ARCHITECTURES
-from runner.compose import DATA_ROOT, ComposedRecipe
+from runner.compose import ComposedRecipe
 from runner.config import Job
-from runner.demo import DEMO_MODELS, demo_model
+from runner.demo import demo_model
 from runner.formats.diffusers import DiffusersFolder
 from runner.formats.safetensors import SafetensorsFile
 from runner.lora.adapters import read_adapters
@@ -25,15 +23,10 @@ from runner.methods import METHODS
 from runner.proof.job import replay_job
 from runner.run import run as run_recipe
 from runner.view import view_of
-from tests.build import here, random_tensors
+from tests.build import here
+from tests.recipes.build import OF_ARCHITECTURES, RECIPES, small_models, with_small_models
 from tests.test_record import settings
 
-RECIPES = sorted((DATA_ROOT / "recipes").rglob("*.yaml"))
-# Those that name a LoRA, or blocks and components that only a known architecture has.
-OF_ARCHITECTURES = (
-    *("add_lora", "extract_lora", "join_loras"),
-    *("anime_mix", "block_mix", "preset_sweep", "sdxl_mix", "three_steps"),
-)
 LORAS = {path for path in RECIPES if path.stem in ("extract_lora", "join_loras")}
 
 
@@ -132,17 +125,16 @@ def test_a_recipe_that_needs_the_demo_models_is_replayed_to_the_same_bytes(
 def test_every_other_recipe_is_replayed_to_the_same_bytes_with_small_models(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for seed, name in enumerate(DEMO_MODELS):
-        save_file(random_tensors(seed), tmp_path / f"{name}.safetensors", {"format": "pt"})
+    small_models(tmp_path)
     (tmp_path / "out").mkdir()
     for path in RECIPES:
         if path.stem in OF_ARCHITECTURES:
             continue
-        text = re.sub(r"demo:(\w+)", r"\1.safetensors", path.read_text()).replace("diffusers}", "checkpoint}")
-        tree = yaml.safe_load(text)
         folder = tmp_path / path.stem
         folder.mkdir()
-        run_recipe(ComposedRecipe(path.stem, tree, (), (), here), settings(tmp_path), folder)
+        run_recipe(
+            ComposedRecipe(path.stem, with_small_models(path), (), (), here), settings(tmp_path), folder
+        )
         capsys.readouterr()
         replay_job(settings(tmp_path, job=Job("replay", source=folder)), tmp_path / "out")
         assert words(capsys.readouterr().out) == ["IDENTICAL"], path.stem
