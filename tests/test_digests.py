@@ -20,7 +20,7 @@ from runner.files import InputFile, look
 from runner.formats import FORMATS
 from runner.run import run
 from tests.build import write_models
-from tests.test_record import recipe, settings
+from tests.runs import recipe, settings
 
 OLD = (1_000_000_000, 1_000_000_000)
 

@@ -17,7 +17,7 @@ from runner.errors import MismatchError, UsageError
 from runner.guard import RecipeFile
 from runner.run import Outcome, run
 from tests.build import here, write_models
-from tests.test_record import settings, tree
+from tests.runs import settings, tree
 
 NAME = "mix.safetensors"
 

@@ -24,11 +24,10 @@ from runner.formats.safetensors import output_file, read_header
 from runner.hashes import feed
 from runner.inspection.hashes import computed_hashes
 from runner.read_back import Built, read_back
-from runner.run import run
 from runner.tensor_digests import TensorHasher
 from runner.tensors import TensorSpec
 from tests.build import data_of, write_models
-from tests.test_record import recipe, record, settings, tree
+from tests.runs import made, record, tree
 
 BIG = {"x": (700, 1000), "y": (33,), "z.empty": (0, 3), "w": (11, 7)}  # a MiB and more, for AutoV1
 SPECS = st.dictionaries(
@@ -40,10 +39,8 @@ SPECS = st.dictionaries(
 
 
 def merged(folder: Path, name: str, recipe_tree: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    own = folder / name
-    own.mkdir()
-    run(recipe(recipe_tree), settings(folder, **changes), own)
-    output: dict[str, Any] = record(own)["deterministic"]["output"]
+    made(folder, name, recipe_tree, **changes)
+    output: dict[str, Any] = record(folder / name)["deterministic"]["output"]
     return output
 
 
@@ -166,11 +163,9 @@ def test_what_a_header_states_of_an_input_is_recorded_as_claimed(folder: Path, t
 
 
 def test_a_plan_has_no_hashes_and_leaves_no_sidecar(folder: Path) -> None:
-    own = folder / "planned"
-    own.mkdir()
-    run(recipe(tree()), settings(folder, job=Job("plan", "summary")), own)
-    assert "output" not in record(own)["deterministic"]
-    assert [path.name for path in own.iterdir()] == ["run.json"]
+    made(folder, "planned", tree(), job=Job("plan", "summary"))
+    assert "output" not in record(folder / "planned")["deterministic"]
+    assert [path.name for path in (folder / "planned").iterdir()] == ["run.json"]
 
 
 def planned(specs: dict[str, tuple[str, list[int]]]) -> OutputFile:

@@ -21,16 +21,16 @@ from torch import Tensor
 
 from runner.architectures import ARCHITECTURES
 from runner.compute import Moved
-from runner.config import Job, Settings
+from runner.config import Job
 from runner.distance import relative
 from runner.errors import InputError, UsageError
 from runner.inspection.job import inspect
 from runner.inspection.metadata import metadata_lines
-from runner.place import Devices
 from runner.tensors import TensorSpec
 from tests.architectures.models import main_component, model
 from tests.build import SHAPES, header_only, merge, merged, random_tensors
 from tests.formats import torch_files
+from tests.runs import settings
 
 V_PRED = {"v_pred": TensorSpec("F32", (0,)), "ztsnr": TensorSpec("F32", (0,))}
 
@@ -42,29 +42,16 @@ class Look:
         self.cache = cache
         self.capsys = capsys
 
-    def __call__(self, source: Path | str, other: Path | str | None = None, **settings: Any) -> str:
-        names = Job.__dataclass_fields__.keys() & settings.keys()
+    def __call__(self, source: Path | str, other: Path | str | None = None, **changes: Any) -> str:
+        names = Job.__dataclass_fields__.keys() & changes.keys()
         job = Job(
             "inspect",
             source=Path(source),
             other=None if other is None else Path(other),
-            **{name: settings.pop(name) for name in names},
+            **{name: changes.pop(name) for name in names},
         )
-        stated = {"threads": 2, "tile_elements": 32768, "digests": "remember", **settings}
-        inspect(
-            Settings(
-                job,
-                Devices(("cpu",), {}),
-                models_dir=Path(),
-                output_dir=None,
-                cache_dir=self.cache,
-                memory=None,
-                verify=True,
-                progress="off",
-                hub="offline",
-                **stated,
-            )
-        )
+        stated = {"threads": 2, "digests": "remember", "hub": "offline", **changes}
+        inspect(settings(Path(), job=job, cache_dir=self.cache, **stated))
         return self.capsys.readouterr().out
 
 

@@ -16,7 +16,7 @@ from runner.config import Job
 from runner.demo import demo_model
 from runner.listing import find_digests, list_models
 from tests.library.trees import digest, write
-from tests.test_record import settings
+from tests.runs import settings
 
 
 @pytest.fixture

@@ -15,49 +15,17 @@ from safetensors.torch import save_file
 
 from runner.canonical import canonical_json, canonical_recipe, recipe_digest
 from runner.compose import ComposedRecipe
-from runner.config import Job, Settings
 from runner.errors import IncompatibleError, MismatchError, NumericError, RecipeError, RunnerError
 from runner.files import look
 from runner.formats.safetensors import read_header
 from runner.guard import RecipeFile
 from runner.methods import METHODS
-from runner.place import Devices
 from runner.recipe import parse_recipe
 from runner.record import relative
 from runner.run import run
 from tests.build import here, write_models
 from tests.faults.disk import DiedError, Disk
-
-
-def recipe(tree: dict[str, Any]) -> ComposedRecipe:
-    return ComposedRecipe("mix", tree, (), ("recipe.alpha=0.3",), here)
-
-
-def settings(folder: Path, **changes: Any) -> Settings:
-    defaults: dict[str, Any] = {
-        "job": Job("merge", "summary"),
-        "placement": Devices(("cpu",)),
-        "models_dir": folder,
-        "output_dir": None,
-        "cache_dir": folder / "cache",
-        "memory": None,
-        "threads": 1,
-        "tile_elements": 32768,
-        "digests": "fresh",
-        "verify": True,
-        "progress": "off",
-        "hub": "online",
-    }
-    return Settings(**{**defaults, **changes})
-
-
-def tree(**changes: Any) -> dict[str, Any]:
-    return {
-        "method": "weighted_sum",
-        "models": {"a": "a.safetensors", "b": "b.safetensors"},
-        "alpha": 0.3,
-        **changes,
-    }
+from tests.runs import made, recipe, record, settings, tree
 
 
 @pytest.fixture
@@ -66,16 +34,9 @@ def models(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def record(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "run.json").read_text())
-    return content
-
-
 def merged(models: Path, name: str, recipe_tree: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    folder = models / name
-    folder.mkdir()
-    run(recipe(recipe_tree), settings(models, **changes), folder)
-    return record(folder)
+    made(models, name, recipe_tree, **changes)
+    return record(models / name)
 
 
 def test_a_run_that_dies_leaves_no_record_of_another_model_beside_its_own(models: Path) -> None:

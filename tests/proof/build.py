@@ -14,12 +14,10 @@ from safetensors.torch import load_file
 import runner
 from runner.canonical import canonical_json
 from runner.checkpoint import SIDECAR
-from runner.config import Job, Settings
 from runner.files import look
 from runner.formats.safetensors import output_file, read_header
-from runner.run import run
+from tests import runs
 from tests.build import write_models
-from tests.test_record import recipe, settings, tree
 
 NAME = "mix.safetensors"
 
@@ -28,10 +26,8 @@ def made(folder: Path, name: str = "run", cache: Path | None = None, **changes: 
     """A folder of models with the folder of a run that merged them; returns the latter."""
     if not (folder / "a.safetensors").exists():
         write_models(folder, a=1, b=2)
-    own = folder / name
-    own.mkdir()
-    run(recipe(tree(**changes)), settings(folder, cache_dir=cache or folder / "cache"), own)
-    return own
+    runs.made(folder, name, runs.tree(**changes), cache_dir=cache or folder / "cache")
+    return folder / name
 
 
 SCHEMA = json.loads((Path(runner.__file__).parent / "schemas" / "proof.json").read_text())
@@ -42,11 +38,6 @@ def answered(text: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(text)
     Draft202012Validator(SCHEMA).validate(found)
     return found
-
-
-def asked(job: Job, folder: Path, **changes: Any) -> Settings:
-    """The settings of a job on what lies in a folder."""
-    return settings(folder, job=job, **changes)
 
 
 def edited(path: Path, **metadata: str) -> None:

@@ -14,7 +14,8 @@ from runner.config import Job
 from runner.errors import CannotReplayError, MismatchError, RunnerError
 from runner.proof.job import replay_job
 from tests.build import write_models
-from tests.proof.build import NAME, answered, asked, by_another_machine, edited, flip, made
+from tests.proof.build import NAME, answered, by_another_machine, edited, flip, made
+from tests.runs import settings
 
 KEY = "model.diffusion_model.linear.weight"
 
@@ -28,7 +29,7 @@ def answer(source: Path, capsys: pytest.CaptureFixture[str], **changes: Any) -> 
     out.mkdir(exist_ok=True)
     error: RunnerError | None = None
     try:
-        replay_job(asked(Job("replay", source=source, json=True, **changes), models, **more), out)
+        replay_job(settings(models, job=Job("replay", source=source, json=True, **changes), **more), out)
     except (MismatchError, CannotReplayError) as raised:
         error = raised
     found = answered(capsys.readouterr().out)
@@ -272,4 +273,4 @@ def test_a_model_of_another_tool_and_a_run_that_failed_cannot_be_replayed(
     assert answer(tmp_path / "plain.safetensors", capsys)["word"] == "CANNOT REPLAY"
     (tmp_path / "run.json").write_text('{"schema": 2, "deterministic": {}, "run": {}}')
     with pytest.raises(RunnerError, match="of a run that made no model"):
-        replay_job(asked(Job("replay", source=tmp_path / "run.json"), tmp_path), tmp_path)
+        replay_job(settings(tmp_path, job=Job("replay", source=tmp_path / "run.json")), tmp_path)

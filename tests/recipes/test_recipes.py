@@ -26,7 +26,7 @@ from runner.proof.job import replay_job
 from runner.run import run as run_recipe
 from runner.view import view_of
 from tests.build import here, random_tensors
-from tests.test_record import settings
+from tests.runs import settings
 
 RECIPES = sorted((DATA_ROOT / "recipes").rglob("*.yaml"))
 # Those that name a LoRA, or blocks and components that only a known architecture has.

@@ -7,20 +7,13 @@ from pathlib import Path
 import pytest
 
 from runner.compose import DATA_ROOT
-from runner.config import Job, Settings
 from runner.library.headers import Facts
 from runner.methods import find_method
-from runner.place import Devices
 from runner.ui.check import check
 from runner.ui.choices import demo_choices, found_models, looked_at, primary_facts, why_not
 from runner.ui.draft import Draft
 from tests.build import write_models
-
-
-def settings(cache: Path, models_dir: Path) -> Settings:
-    threads, tile = 1, 262144
-    places = (Devices(None, {}), models_dir, None, cache, None)
-    return Settings(Job("compose"), *places, threads, tile, "remember", True, "off", "offline")
+from tests.ui.settings import settings
 
 
 def test_mistakes_have_their_lines(cache: Path) -> None:
