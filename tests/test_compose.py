@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import textwrap
 import time
 from collections.abc import Callable
@@ -27,6 +25,7 @@ from runner.compose import (
 from runner.errors import KeyPath, RecipeError, UsageError
 from runner.recipe import parse_recipe
 from runner.references import MAX_REFERENCES
+from tests.command import Done, run
 
 Write = Callable[..., Path]
 
@@ -67,16 +66,9 @@ def refused(choice: str, *overrides: str) -> list[str]:
     return caught.value.message.split("\n")
 
 
-def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def command(folder: Path, *arguments: str) -> Done:
     """A plan as a process of its own; no mistake of a recipe takes long."""
-    return subprocess.run(
-        [sys.executable, "-m", "runner", "job=plan", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=30,
-    )
+    return run(folder, "job=plan", *arguments, timeout=30)
 
 
 def located(recipe: ComposedRecipe, *path: str | int) -> str:

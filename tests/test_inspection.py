@@ -7,8 +7,6 @@ import io
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from runner.errors import InputError, UsageError
 from runner.inspection.job import inspect
 from runner.inspection.metadata import metadata_lines
 from runner.tensors import TensorSpec
+from tests import command
 from tests.architectures.models import main_component, model
 from tests.build import SHAPES, header_only, merge, merged, random_tensors
 from tests.formats import torch_files
@@ -687,15 +686,8 @@ def test_every_tensor_is_listed_if_that_is_asked_for(look: Look, pair: tuple[Pat
 # The command
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "runner", "job=inspect", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+def run(folder: Path, *arguments: str) -> command.Done:
+    return command.run(folder, "job=inspect", *arguments)
 
 
 def test_the_command_says_what_a_file_is(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -752,7 +744,5 @@ a = ["job=inspect", "source=a.safetensors"]
 codes = [run(a), run([*a, "job.other=b.safetensors", "job.keys=all"]), run([*a, "job.hashes=true"])]
 sys.exit(f"{codes} {[name for name in ('torch', 'diffusers', 'rich', 'numpy') if name in sys.modules]}")
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = command.python(tmp_path, code)
     assert done.stderr.splitlines()[-1] == "[0, 0, 0] []", done.stderr

@@ -16,14 +16,12 @@ from safetensors.torch import save_file
 from runner.canonical import canonical_json, canonical_recipe, recipe_digest
 from runner.compose import ComposedRecipe
 from runner.errors import IncompatibleError, MismatchError, NumericError, RecipeError, RunnerError
-from runner.files import look
-from runner.formats.safetensors import read_header
 from runner.guard import RecipeFile
 from runner.methods import METHODS
 from runner.recipe import parse_recipe
 from runner.record import relative
 from runner.run import run
-from tests.build import here, write_models
+from tests.build import here, metadata_of, write_models
 from tests.faults.disk import DiedError, Disk
 from tests.runs import made, recipe, record, settings, tree
 
@@ -71,7 +69,7 @@ def test_no_folder_is_in_the_record_or_the_header(models: Path) -> None:
     merged(models, "one", tree(models={r: str(models / f"{r}.safetensors") for r in "ab"}))
     text = (models / "one" / "run.json").read_text()
     assert str(models) not in text
-    _, metadata = read_header(look(models / "one" / "mix.safetensors", "mix"))
+    metadata = metadata_of(models / "one" / "mix.safetensors")
     assert str(models) not in json.dumps(metadata)
     assert json.loads(metadata["runner.recipe"])["models"][0] == {"role": "a", "source": "a.safetensors"}
     assert metadata["format"] == "pt" and metadata["runner.method"] == "weighted_sum@1"
@@ -81,8 +79,7 @@ def test_the_header_is_equal_for_equal_merges_and_tells_no_time(models: Path) ->
     headers = []
     for name, threads in (("one", 1), ("two", 2)):
         merged(models, name, tree(), threads=threads)
-        _, metadata = read_header(look(models / name / "mix.safetensors", "mix"))
-        headers.append(metadata)
+        headers.append(metadata_of(models / name / "mix.safetensors"))
     assert headers[0] == headers[1]
     assert not re.search(r"\d{4}-\d\d-\d\d|\d\d:\d\d|/", " ".join(headers[0].values()))
     assert headers[0]["runner.recipe_sha256"] == recipe_digest(parse_recipe("mix", tree(), here))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from runner.compose import ComposedRecipe
 from runner.guard import RecipeFile
 from runner.run import run
-from tests.build import here, write_models
+from tests.build import digest, here, write_models
 from tests.runs import made, record, settings, tree
 
 
@@ -27,10 +26,6 @@ def statement(folder: Path) -> dict[str, Any]:
     (path,) = folder.glob("*.intoto.json")
     content: dict[str, Any] = json.loads(path.read_text())
     return content
-
-
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_it_has_the_required_fields_and_only_those_that_are_specified(models: Path) -> None:

@@ -17,8 +17,8 @@ from runner.library.lookup import Library
 from runner.listing import find_digests
 from runner.recipe import parse_recipe
 from runner.resolve import resolve
-from tests.build import here
-from tests.library.trees import digest, found, invokeai, keep, write
+from tests.build import digest, here
+from tests.library.trees import found, invokeai, keep, write
 from tests.runs import made, settings
 
 

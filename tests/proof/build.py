@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from jsonschema import Draft202012Validator
 from safetensors.torch import load_file
@@ -14,6 +16,7 @@ from safetensors.torch import load_file
 import runner
 from runner.canonical import canonical_json
 from runner.checkpoint import SIDECAR
+from runner.errors import CannotReplayError, MismatchError
 from runner.files import look
 from runner.formats.safetensors import output_file, read_header
 from tests import runs
@@ -33,10 +36,17 @@ def made(folder: Path, name: str = "run", cache: Path | None = None, **changes: 
 SCHEMA = json.loads((Path(runner.__file__).parent / "schemas" / "proof.json").read_text())
 
 
-def answered(text: str) -> dict[str, Any]:
-    """An answer for programs, which is what its schema says."""
-    found: dict[str, Any] = json.loads(text)
+def answer_of(job: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """What a job says to programs: as the schema has it, and with the exit code of what is raised."""
+    capsys.readouterr()
+    code = 0
+    try:
+        job()
+    except (MismatchError, CannotReplayError) as raised:
+        code = raised.exit_code
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
     Draft202012Validator(SCHEMA).validate(found)
+    assert found["exit_code"] == code
     return found
 
 
@@ -47,13 +57,6 @@ def edited(path: Path, **metadata: str) -> None:
     header = output_file("", {key: spec for key, (_, spec) in tensors.items()}, {**told, **metadata})
     content = hashlib.sha256(data).hexdigest()
     path.write_bytes(header.stamped(content) + data)
-
-
-def flip(path: Path, offset: int) -> None:
-    """Changes one bit of a file, counted from its end if the offset is negative."""
-    content = bytearray(path.read_bytes())
-    content[offset] ^= 1
-    path.write_bytes(bytes(content))
 
 
 def by_another_machine(folder: Path, key: str, ulps: int) -> None:

@@ -11,14 +11,13 @@ from runner.config import Job
 from runner.errors import UsageError
 from runner.proof.job import compare_job
 from tests.build import write_models
-from tests.proof.build import NAME, answered, by_another_machine, made
+from tests.proof.build import NAME, answer_of, by_another_machine, made
 from tests.runs import settings
 
 
 def answer(a: Path, b: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    capsys.readouterr()
-    compare_job(settings(a.parent, job=Job("compare", a=a, b=b, json=True)))
-    return answered(capsys.readouterr().out)
+    job = Job("compare", a=a, b=b, json=True)
+    return answer_of(lambda: compare_job(settings(a.parent, job=job)), capsys)
 
 
 def told(a: Path, b: Path, capsys: pytest.CaptureFixture[str]) -> str:

@@ -11,28 +11,19 @@ from safetensors.torch import load_file, save_file
 
 from runner.checkpoint import SIDECAR
 from runner.config import Job
-from runner.errors import InputError, MismatchError, UsageError
+from runner.errors import InputError, UsageError
 from runner.proof.job import verify_job
-from tests.build import write_models
-from tests.proof.build import NAME, answered, edited, flip, made
+from tests.build import flip, write_models
+from tests.proof.build import NAME, answer_of, edited, made
 from tests.runs import settings
 
 
 def answer(source: Path, capsys: pytest.CaptureFixture[str], **changes: Any) -> dict[str, Any]:
-    """The answer for programs; what is raised goes with it."""
-    capsys.readouterr()
-    error: MismatchError | None = None
+    """The answer for programs."""
     output_dir = changes.pop("output_dir", None)
     folder = changes.pop("models", source.parent)
-    try:
-        verify_job(
-            settings(folder, job=Job("verify", source=source, json=True, **changes), output_dir=output_dir)
-        )
-    except MismatchError as raised:
-        error = raised
-    found = answered(capsys.readouterr().out)
-    assert found["exit_code"] == (error.exit_code if error else 0)
-    return found
+    job = Job("verify", source=source, json=True, **changes)
+    return answer_of(lambda: verify_job(settings(folder, job=job, output_dir=output_dir)), capsys)
 
 
 def wrong(found: dict[str, Any]) -> list[str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from runner.errors import MismatchError, PublishError, UsageError
 from runner.publish.finished import finished_model
 from runner.publish.publication import announce, publish, publish_run
 from runner.publish.target import CHECKPOINT, PIPELINE, Model, Target
+from tests import command
 from tests.build import write_models
 from tests.publish.conftest import mix
 from tests.runs import made
@@ -122,14 +121,7 @@ def test_the_command_line_has_the_settings_of_a_target_and_no_recipe_has(tmp_pat
         (["publish.root=ui"], 2, '"publish.root": no target is chosen that has this setting'),
         (["job=plan", "+recipe.publish=hub"], 3, "publish: unknown parameter"),
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", "runner", *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
+        done = command.run(tmp_path, *arguments)
         assert done.returncode == code and words in done.stderr, done.stderr
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from runner.methods import METHODS
 from runner.proof.job import replay_job
 from runner.run import run as run_recipe
 from runner.view import view_of
+from tests import command
 from tests.build import here, random_tensors
 from tests.runs import settings
 
@@ -37,9 +36,8 @@ OF_ARCHITECTURES = (
 LORAS = {path for path in RECIPES if path.stem in ("extract_lora", "join_loras")}
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "runner", *arguments, "progress=off"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+def run(folder: Path, *arguments: str) -> command.Done:
+    return command.run(folder, *arguments, "progress=off", timeout=600)
 
 
 @pytest.fixture(scope="module")
