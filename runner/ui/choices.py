@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,18 +68,10 @@ def named(found: Sequence[Found], settings: Settings) -> list[Choice]:
     return [Choice(_source(one, settings.models_dir), None) for one in found]
 
 
-def looked_at(
-    found: Sequence[Found], settings: Settings, advance: Callable[[int], None] = lambda count: None
-) -> list[Choice]:
-    """Those models with what their headers say.
-
-    Args:
-        found: the models.
-        settings: where headers are remembered.
-        advance: called with the number of models looked at; what it raises ends the reading.
-    """
+def looked_at(found: Sequence[Found], settings: Settings) -> list[Choice]:
+    """Those models with what their headers say."""
     digests = known_digests(settings.cache_dir / DIGESTS)
-    entries = entries_of(found, settings.cache_dir / HEADERS, digests, advance)
+    entries = entries_of(found, settings.cache_dir / HEADERS, digests)
     return [Choice(_source(entry.found, settings.models_dir), entry.facts) for entry in entries]
 
 
