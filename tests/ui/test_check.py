@@ -10,7 +10,7 @@ from runner.compose import DATA_ROOT
 from runner.library.headers import Facts
 from runner.methods import find_method
 from runner.ui.check import check
-from runner.ui.choices import demo_choices, found_models, looked_at, primary_facts, why_not
+from runner.ui.choices import demo_choices, found_models, looked_at, primary_facts, why_no_vae, why_not
 from runner.ui.draft import Draft
 from tests.build import write_models
 from tests.ui.settings import settings
@@ -96,6 +96,22 @@ SD1, XL = Facts("folder", "sd1"), Facts("folder", "sdxl")
 )
 def test_why_a_model_does_not_fit(facts: Facts | None, method: str, primary: Facts, reason: str) -> None:
     assert why_not(facts, find_method(method, None), "b", primary) == reason
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        (None, ""),
+        (SD1, ""),
+        (Facts("vae"), ""),
+        (XL, "Stable Diffusion XL, the first model is Stable Diffusion 1.x"),
+        (Facts("lora", "sd1"), "a lora has no VAE"),
+        (Facts("text_encoder", "sd1"), "a text encoder has no VAE"),
+        (Facts("checkpoint", problem="it is cut off"), "it is cut off"),
+    ],
+)
+def test_why_a_model_gives_no_vae(facts: Facts | None, reason: str) -> None:
+    assert why_no_vae(facts, SD1) == reason
 
 
 def test_the_demo_models_are_what_they_are_said_to_be(cache: Path) -> None:

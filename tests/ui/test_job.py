@@ -98,5 +98,5 @@ def test_a_recipe_of_any_path_is_run(tmp_path: Path) -> None:
     path.write_text("method: copy\nmodels: {a: demo:photo}\n")
     *_, recipe, _, last = command(path, [])
     assert last == "progress=lines"
-    done = run(tmp_path, "-m", "runner", recipe, "job=plan")
+    done = run(tmp_path, recipe, "job=plan")
     assert done.returncode == 0, done.stderr
