@@ -37,7 +37,7 @@ from runner.compose import DATA_ROOT, is_file, recipe_folders, recipe_names, rec
 from runner.config import RECIPE_JOBS, settings_of
 from runner.errors import Interrupted, OutputError, RecipeError, RunnerError, UsageError, nearest, quote
 from runner.interrupts import Interrupts, interruption_in, is_told, leave_to_the_system
-from runner.sweep import write_status, write_tables
+from runner.sweep import gather, write_status, write_tables
 from runner.write import write_file
 
 log = logging.getLogger("runner")
@@ -115,7 +115,7 @@ def _hydra_main(config: DictConfig) -> None:
         with suppress(OutputError):  # a job without a status counts as failed
             write_status(folder, overrides, code, message, summary)
             if interrupted:  # Hydra asks for the end of a sweep only if there are no more jobs
-                write_tables(Path(context.sweep.dir))
+                write_tables(Path(context.sweep.dir), gather(Path(context.sweep.dir)))
         if interrupted:
             sys.exit(code)
 
@@ -248,9 +248,10 @@ def _translated(error: BaseException) -> RunnerError:
                 return UsageError(f"{quote(found[1])}: this job has no such setting", hint=hint)
             suggestion = nearest(found[1], known) or " (python -m runner --help lists them)"
             return UsageError(f"{quote(found[1])}: unknown setting{suggestion}")
-        if isinstance(error.__cause__, OmegaConfBaseException):
-            key = str(error.__cause__.full_key or "recipe")
-            reason = str(error.__cause__.msg).partition("\n")[0]
+        cause = error.__cause__ or error.__context__  # Hydra names it in one place and not in the other
+        if isinstance(cause, OmegaConfBaseException):
+            key = str(cause.full_key or "recipe")
+            reason = str(cause.msg).partition("\n")[0]
             return RecipeError(f"{key}: what is laid over each other does not fit: {reason}")
     if isinstance(error, OmegaConfBaseException):
         if "hydra.runtime.choices.recipe" in str(error):

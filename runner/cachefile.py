@@ -35,7 +35,7 @@ def add(path: Path, entries: Mapping[str, Any], known: Callable[[Path], Mapping[
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with _alone_in(path.parent):
+    with alone_in(path.parent):
         content = {**known(path), **entries}
         try:
             partial.write_text(json.dumps(content, indent=0))
@@ -45,7 +45,7 @@ def add(path: Path, entries: Mapping[str, Any], known: Callable[[Path], Mapping[
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path) -> Iterator[None]:
     """Lets one process at a time write in a folder, where its file system can say so."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -32,6 +32,7 @@ _PACKAGE = Path(__file__).parent
 # In a wheel conf/ and recipes/ lie inside the package, in a checkout beside it.
 DATA_ROOT = _PACKAGE if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent
 _COMMAND_LINE = Location("command line")
+Layers = list[tuple[RecipeFile, tuple[str, ...]]]  # files and the key path each is laid at
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,11 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def is_recipe(path: Path) -> bool:
+    """Whether a file in a folder of recipes is one, by its name; a lock that lies beside it is none."""
+    return path.suffix == ".yaml" and not path.name.endswith(SUFFIX)
+
+
 def recipe_names() -> list[str]:
     """Every recipe that can be given by name."""
     found = {
@@ -82,7 +88,7 @@ def recipe_names() -> list[str]:
         for folder in recipe_folders()
         if folder.is_dir()
         for path in folder.rglob("*.yaml")
-        if not path.name.endswith(SUFFIX)
+        if is_recipe(path)
     }
     return sorted(found)
 
@@ -103,7 +109,7 @@ class RecipeSource(ConfigSource):
         """The recipe; an empty one if the guard refuses the file."""
         name = config_path.rstrip("/").removeprefix("recipe/")
         file = read_recipe(self._file(config_path), name)
-        if not _ends(file):
+        if not _can_be_laid(file):
             file = RecipeFile(name, file.label)
         entries = [
             "_self_" if name == "_self_" else {f"/recipe@{package}": name} if package else name
@@ -142,9 +148,7 @@ class RecipeSource(ConfigSource):
         for entry in folder.iterdir() if folder.is_dir() else ():
             if entry.is_dir() and results_filter != ObjectType.CONFIG:
                 names.add(entry.name)
-            elif entry.name.endswith(SUFFIX):
-                continue
-            elif entry.suffix == ".yaml" and results_filter != ObjectType.GROUP:
+            elif is_recipe(entry) and results_filter != ObjectType.GROUP:
                 names.add(entry.stem)
         return sorted(names)
 
@@ -180,15 +184,11 @@ def recipe_of(config: DictConfig, choice: str, overrides: Sequence[str]) -> Comp
     """
     chosen = _chosen(overrides)
     layers = _layers(choice, (), (), chosen)
+    _laid(layers)
     last = Location(layers[-1][0].label)
     for place in sorted(chosen.keys() - {prefix for _, prefix in layers}):  # in no file's defaults
         layers += _layers(chosen[place], place, (), chosen)
-    problems = [problem for file, _ in layers for problem in file.problems]
-    if problems:
-        raise RecipeError("\n".join(dict.fromkeys(problems)))
-    written: dict[KeyPath, Location] = {}
-    for file, prefix in layers:
-        written.update({(*prefix, *path): location for path, location in file.locations.items()})
+    written = _written(layers)
     overridden = [
         tuple(override.lstrip("+~").partition("=")[0].split("."))[1:]
         for override in overrides
@@ -215,26 +215,63 @@ def recipe_in(file: RecipeFile) -> ComposedRecipe:
         RecipeError: with everything the guard has against it and the recipes it names.
     """
     layers = _layers_of(file, (), (), {})
-    for parent, _ in file.defaults:
-        if parent != "_self_" and not any(layer.name == parent for layer, _ in layers):
-            raise RecipeError(
-                f"{file.label}: defaults: no recipe {quote(parent)}{nearest(parent, recipe_names())}"
-            )
-    problems = [problem for layer, _ in layers for problem in layer.problems]
+    for layer, _ in layers:
+        for parent, _ in layer.defaults:
+            if parent != "_self_" and _found(parent) is None:
+                raise RecipeError(
+                    f"{layer.label}: defaults: no recipe {quote(parent)}{nearest(parent, recipe_names())}"
+                )
+    locate = functools.partial(_written_at, _written(layers), Location(file.label))
+    resolved = References(_laid(layers), locate).resolved()
+    return ComposedRecipe(file.name, resolved, [layer for layer, _ in layers], (), locate)
+
+
+def _written(layers: Layers) -> dict[KeyPath, Location]:
+    """Where each value of files that are laid over each other was written.
+
+    Raises:
+        RecipeError: with everything the guard has against them.
+    """
+    problems = [problem for file, _ in layers for problem in file.problems]
     if problems:
         raise RecipeError("\n".join(dict.fromkeys(problems)))
-    merged: Any = OmegaConf.create({})
-    written: dict[KeyPath, Location] = {}
-    for layer, prefix in layers:
-        tree: Any = dict(layer.tree)
+    return {
+        (*prefix, *path): location for file, prefix in layers for path, location in file.locations.items()
+    }
+
+
+def _laid(layers: Layers) -> dict[str, Any]:
+    """What files say that are laid over each other: mappings are joined, all else is replaced.
+
+    Raises:
+        RecipeError: a list over a mapping, or a mapping over a list.
+    """
+    laid: dict[str, Any] = {}
+    for file, prefix in layers:
+        tree: Any = file.tree
         for key in reversed(prefix):
             tree = {key: tree}
-        merged = OmegaConf.merge(merged, tree)
-        written.update({(*prefix, *path): location for path, location in layer.locations.items()})
-    locate = functools.partial(_written_at, written, Location(file.label))
-    tree = OmegaConf.to_container(merged, resolve=False)
-    resolved = References(tree, locate).resolved()
-    return ComposedRecipe(file.name, resolved, [layer for layer, _ in layers], (), locate)
+        laid = _over(laid, tree, (), file, prefix)
+    return laid
+
+
+def _over(below: Any, above: Any, path: KeyPath, file: RecipeFile, prefix: tuple[str, ...]) -> Any:
+    """A value of a file laid over what is at its key path already."""
+    if isinstance(below, dict) and isinstance(above, Mapping):
+        joined = dict(below)
+        for key, value in above.items():
+            joined[key] = _over(below.get(key), value, (*path, key), file, prefix)
+        return joined
+    kinds = [type(value) for value in (above, below) if isinstance(value, (dict, list))]
+    if len(set(kinds)) == 2:
+        new, old = ("a list" if kind is list else "a mapping" for kind in kinds)
+        where = _written_at(file.locations, Location(file.label), path[len(prefix) :])
+        name = ".".join(map(str, path))
+        raise RecipeError(
+            f"{where}: {quote(name)}: {new} cannot be laid over {old} of a recipe that it inherits;"
+            " write it as that does"
+        )
+    return above
 
 
 def _written_at(written: Mapping[KeyPath, Location], last: Location, path: KeyPath) -> Location:
@@ -245,13 +282,10 @@ def _written_at(written: Mapping[KeyPath, Location], last: Location, path: KeyPa
     return last
 
 
-def _ends(file: RecipeFile) -> bool:
-    """Whether a recipe's defaults lead to few files and not back to itself; else Hydra must not see them."""
+def _can_be_laid(file: RecipeFile) -> bool:
+    """Whether Hydra may see a recipe: its defaults lead to few files that fit, and not back to itself."""
     try:
-        for parent, _ in file.defaults:
-            if parent != "_self_":
-                _layers(file.name, (), (), {})
-                break
+        _laid(_layers_of(file, (), (), {}))
     except RecipeError:
         return False
     return True
@@ -278,7 +312,7 @@ def _layers(
     prefix: tuple[str, ...],
     above: tuple[str, ...],
     chosen: Mapping[tuple[str, ...], str],
-) -> list[tuple[RecipeFile, tuple[str, ...]]]:
+) -> Layers:
     """The files of a recipe with the key path each is laid at, later ones over earlier ones.
 
     Args:
@@ -305,10 +339,10 @@ def _layers_of(
     prefix: tuple[str, ...],
     above: tuple[str, ...],
     chosen: Mapping[tuple[str, ...], str],
-) -> list[tuple[RecipeFile, tuple[str, ...]]]:
+) -> Layers:
     """The same of a recipe that has been read."""
     name = file.name
-    layers: list[tuple[RecipeFile, tuple[str, ...]]] = []
+    layers: Layers = []
     for parent, package in file.defaults:
         if parent == "_self_":
             layers.append((file, prefix))

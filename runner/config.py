@@ -19,13 +19,33 @@ from runner.tensors import SUM_ELEMENTS
 
 MAX_THREADS = 256
 RECIPE_JOBS = ("merge", "plan", "lock")  # those that run a recipe
-OTHER_JOBS = (
-    *("methods", "presets", "import", "inspect", "models", "find", "publish"),
-    *("verify", "replay", "compare", "compose"),
-)
 MAX_ULPS = 1 << 20
 MAX_TILE_ELEMENTS = 1 << 26
 MAX_PATIENCE = 86400  # seconds
+# The settings of each job, in the order in which they are read, and the kinds of those that are no flags.
+_JOBS: dict[str, tuple[str, ...]] = {
+    "merge": ("keys",),
+    "plan": ("keys",),
+    "lock": ("update",),
+    "methods": ("method",),
+    "presets": ("preset",),
+    "import": ("source", "output", "overwrite"),
+    "inspect": ("keys", "source", "other", "variant", "hashes", "distances"),
+    "models": ("match", "json"),
+    "find": ("match",),
+    "publish": ("run",),
+    "verify": ("source", "json", "inputs", "proof"),
+    "replay": ("source", "json", "ulps", "keep"),
+    "compare": ("a", "b", "keys", "json"),
+    "compose": ("recipe", "browser", "port", "confined"),
+}
+_PATHS = {
+    **dict.fromkeys(("source", "other", "a", "b"), "a file or folder"),
+    "output": "a file",
+    "run": "a folder",
+}
+_NAMES = ("method", "preset", "match", "variant", "recipe")
+_NUMBERS = {"port": (0, 65535), "ulps": (0, MAX_ULPS)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,56 +177,20 @@ def settings_of(config: DictConfig) -> Settings:
 
 
 def _job(node: _Node) -> Job:
-    name = node.word("name", (*RECIPE_JOBS, *OTHER_JOBS))
-    if name == "lock":
-        return Job(name, update=node.flag("update"))
-    if name in RECIPE_JOBS:
-        return Job(name, keys=node.word("keys", ("summary", "all")))
-    if name == "methods":
-        return Job(name, method=node.text("method"))
-    if name == "models":
-        return Job(name, match=node.text("match"), json=node.flag("json"))
-    if name == "find":
-        return Job(name, match=node.text("match"))
-    if name == "verify":
-        source, json = node.path("source", "a file or folder"), node.flag("json")
-        return Job(name, source=source, json=json, inputs=node.flag("inputs"), proof=node.flag("proof"))
-    if name == "replay":
-        source, json = node.path("source", "a file or folder"), node.flag("json")
-        ulps = node.integer("ulps", 0, MAX_ULPS)
-        return Job(name, source=source, json=json, keep=node.flag("keep"), ulps=ulps)
-    if name == "compare":
-        a, b = (node.path(side, "a file or folder") for side in "ab")
-        keys = node.word("keys", ("summary", "all"))
-        return Job(name, keys=keys, a=a, b=b, json=node.flag("json"))
-    if name == "publish":
-        return Job(name, run=node.path("run"))
-    if name == "compose":
-        return Job(
-            name,
-            recipe=node.text("recipe"),
-            browser=node.flag("browser"),
-            port=node.integer("port", 0, 65535),
-            confined=node.flag("confined"),
-        )
-    if name == "presets":
-        return Job(name, preset=node.text("preset"))
-    if name == "inspect":
-        return Job(
-            name,
-            keys=node.word("keys", ("summary", "all")),
-            source=node.path("source", "a file or folder"),
-            other=node.path("other", "a file or folder"),
-            variant=node.text("variant"),
-            hashes=node.flag("hashes"),
-            distances=node.flag("distances"),
-        )
-    return Job(
-        name,
-        source=node.path("source", "a file"),
-        output=node.path("output", "a file"),
-        overwrite=node.flag("overwrite"),
-    )
+    name = node.word("name", tuple(_JOBS))
+    return Job(name, **{field: _of_job(node, name, field) for field in _JOBS[name]})
+
+
+def _of_job(node: _Node, job: str, field: str) -> Any:
+    if field == "keys":
+        return node.word(field, ("summary", "all"))
+    if field in _PATHS:
+        return node.path(field, "a file" if job == "import" else _PATHS[field])
+    if field in _NAMES:
+        return node.text(field)
+    if field in _NUMBERS:
+        return node.integer(field, *_NUMBERS[field])
+    return node.flag(field)
 
 
 def _target(node: _Node) -> Target:

@@ -40,13 +40,16 @@ def write_status(
     write_file(folder / STATUS, _json(status))
 
 
-def write_tables(folder: Path) -> None:
+def write_tables(folder: Path, jobs: Sequence[dict[str, Any]]) -> None:
     """Writes sweep.json and sweep.csv: every job there is, and what came of it.
+
+    Args:
+        folder: of the sweep.
+        jobs: as gather finds them in it.
 
     Raises:
         OutputError: the device refused.
     """
-    jobs = gather(folder)
     write_file(folder / "sweep.json", _json(jobs))
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(as_rows(jobs))
@@ -92,7 +95,7 @@ class SweepSummary(Callback):
             there = f", {earlier} there already" if earlier else ""
             say("\n".join([f"sweep of {counted(len(jobs), 'job')}{there}: {folder}", *table(shown)]))
             _tell([f"runner: job {job['job']} failed: {job['error']}" for job in failed])
-            write_tables(folder)
+            write_tables(folder, jobs)
         except Exception as error:  # of a callback's errors Hydra makes a warning and exit code 0
             if not isinstance(error, RunnerError):
                 error = RunnerError(f"{type(error).__name__}: {error}", hint="this is a bug in runner")

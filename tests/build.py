@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -84,6 +86,24 @@ def data_of(path: Path) -> bytes:
     """What stands behind the header of a safetensors file."""
     content = path.read_bytes()
     return content[8 + int.from_bytes(content[:8], "little") :]
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """What a header says besides tensors, as the safetensors library reads it."""
+    with safe_open(path, "pt") as opened:
+        return dict(opened.metadata())
+
+
+def flip(path: Path, offset: int) -> None:
+    """Changes one bit of a file, counted from its end if the offset is negative."""
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(bytes(content))
 
 
 def here(path: KeyPath) -> Location:

@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from runner.ancestry import MAX_ANCESTRY_BYTES, header_entries, trace
 from runner.digests import InputDigests
 from runner.family import family_tree
 from runner.imports import import_file, import_metadata
-from tests.build import merge, planned, random_tensors, resolved, write_models
+from tests.build import digest, merge, metadata_of, planned, random_tensors, resolved, write_models
 
 HOSTILE = "\x1b]0;owned\x07<script>alert(1)</script>[x](https://evil.example)|`\n# head\u202e"
 
@@ -25,17 +24,6 @@ HOSTILE = "\x1b]0;owned\x07<script>alert(1)</script>[x](https://evil.example)|`\
 def tree(a: str, b: str, **changes: Any) -> dict[str, Any]:
     models = {"a": f"{a}.safetensors", "b": f"{b}.safetensors"}
     return {"method": "weighted_sum", "models": models, "alpha": 0.25, **changes}
-
-
-def header(path: Path) -> dict[str, str]:
-    """The metadata as the safetensors library reads it."""
-    with safe_open(path, "pt") as opened:
-        found: dict[str, str] = opened.metadata()
-    return found
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def model(folder: Path, name: str, seed: int, metadata: Mapping[str, str]) -> Path:
@@ -61,11 +49,11 @@ def test_the_header_names_every_input_by_role_digest_size_and_licence(tmp_path: 
     b = model(tmp_path, "b", 2, {})
     inner = tree("a", "b")
     path = merged(tmp_path, {**tree("a", "b"), "models": {"a": "a.safetensors", "b": inner}}, "m")
-    assert json.loads(header(path)["runner.inputs"]) == [
+    assert json.loads(metadata_of(path)["runner.inputs"]) == [
         {
             "roles": ["a", "b.a"],
             "name": "a.safetensors",
-            "sha256": sha256(a),
+            "sha256": digest(a),
             "bytes": a.stat().st_size,
             "layout": "checkpoint",
             "architecture": None,
@@ -75,7 +63,7 @@ def test_the_header_names_every_input_by_role_digest_size_and_licence(tmp_path: 
         {
             "roles": ["b.b"],
             "name": "b.safetensors",
-            "sha256": sha256(b),
+            "sha256": digest(b),
             "bytes": b.stat().st_size,
             "layout": "checkpoint",
             "architecture": None,
@@ -98,10 +86,10 @@ def test_the_header_names_every_input_by_role_digest_size_and_licence(tmp_path: 
 def test_a_merge_that_a1111_knows_is_in_its_fields_and_every_merge_is_in_ours(
     models: Path, recipe: dict[str, Any], name: str | None, number: float | None
 ) -> None:
-    metadata = header(merged(models, recipe, "m"))
+    metadata = metadata_of(merged(models, recipe, "m"))
     record = json.loads(metadata["sd_merge_recipe"])
     assert (record["type"], record["interp_method"], record["multiplier"]) == ("runner", name, number)
-    digests = {name: sha256(models / f"{name}.safetensors") for name in "abc"}
+    digests = {name: digest(models / f"{name}.safetensors") for name in "abc"}
     assert record["primary_model_hash"] == (digests["a"] if name else None)
     assert record["steps"] == metadata["runner.recipe"]
     assert set(record["models"].values()) <= set(digests.values())
@@ -112,7 +100,7 @@ def test_a1111s_hash_of_an_input_is_read_from_it(tmp_path: Path) -> None:
     save_file({"x": torch.arange(400_000, dtype=torch.float32)}, tmp_path / "a.safetensors")
     save_file({"x": torch.ones(400_000)}, tmp_path / "b.safetensors")
     path = merged(tmp_path, tree("a", "b"), "m")
-    entries = json.loads(header(path)["sd_merge_models"])
+    entries = json.loads(metadata_of(path)["sd_merge_models"])
     for name in "ab":
         content = (tmp_path / f"{name}.safetensors").read_bytes()
         entry = entries[hashlib.sha256(content).hexdigest()]
@@ -123,7 +111,7 @@ def test_a1111s_hash_of_an_input_is_read_from_it(tmp_path: Path) -> None:
 def test_a_folder_is_known_by_the_digest_of_its_list(tmp_path: Path) -> None:
     recipe = tree("a", "b") | {"models": {"a": "demo:base", "b": "demo:photo"}}
     recipe["output"] = {"format": "checkpoint"}
-    metadata = header(merge(recipe, tmp_path, tmp_path / "out")[0])
+    metadata = metadata_of(merge(recipe, tmp_path, tmp_path / "out")[0])
     kinds = {
         entry["kind"]: entry["legacy_hash"] for entry in json.loads(metadata["sd_merge_models"]).values()
     }
@@ -131,31 +119,31 @@ def test_a_folder_is_known_by_the_digest_of_its_list(tmp_path: Path) -> None:
 
 
 def test_a_merge_of_a_merge_of_a_merge_has_the_whole_family(models: Path) -> None:
-    digest = {name: sha256(models / f"{name}.safetensors")[:10] for name in "abcd"}
+    short = {name: digest(models / f"{name}.safetensors")[:10] for name in "abcd"}
     one = merged(models, tree("a", "b"), "one")
     two = merged(models, tree("one", "c", alpha=0.5), "two")
     three = merged(
         models, {**tree("two", "d"), "models": {"a": "two.safetensors", "b": tree("d", "a")}}, "three"
     )
-    assert family_tree(header(three)) == [
+    assert family_tree(metadata_of(three)) == [
         "  weighted_sum@1, alpha 0.25  [runner]",
-        f"    a  two.safetensors  {sha256(two)[:10]}, itself merged:",
+        f"    a  two.safetensors  {digest(two)[:10]}, itself merged:",
         "       weighted_sum@1, alpha 0.5  [runner]",
-        f"         a  one.safetensors  {sha256(one)[:10]}, itself merged:",
+        f"         a  one.safetensors  {digest(one)[:10]}, itself merged:",
         "            weighted_sum@1, alpha 0.25  [runner]",
-        f"              a  a.safetensors  {digest['a']}",
-        f"              b  b.safetensors  {digest['b']}",
-        f"         b  c.safetensors  {digest['c']}",
+        f"              a  a.safetensors  {short['a']}",
+        f"              b  b.safetensors  {short['b']}",
+        f"         b  c.safetensors  {short['c']}",
         "    b  weighted_sum, alpha 0.25",
-        f"       a  d.safetensors  {digest['d']}",
-        f"       b  a.safetensors  {digest['a']}",
+        f"       a  d.safetensors  {short['d']}",
+        f"       b  a.safetensors  {short['a']}",
     ]
 
 
 def test_an_input_that_is_also_an_ancestor_stands_in_the_header_once(models: Path) -> None:
     merged(models, tree("a", "b"), "one")
     path = merged(models, tree("one", "a"), "two")
-    names = [entry["name"] for entry in json.loads(header(path)["sd_merge_models"]).values()]
+    names = [entry["name"] for entry in json.loads(metadata_of(path)["sd_merge_models"]).values()]
     assert sorted(names) == ["a.safetensors", "b.safetensors", "one.safetensors"]
 
 
@@ -165,16 +153,16 @@ def test_the_family_of_a_merge_by_another_tool_is_carried_on(models: Path) -> No
     said = {"sd_merge_recipe": json.dumps(record), "sd_merge_models": json.dumps(ancestors)}
     model(models, "webui", 7, said)
     path = merged(models, tree("webui", "a"), "m")
-    entries = json.loads(header(path)["sd_merge_models"])
+    entries = json.loads(metadata_of(path)["sd_merge_models"])
     assert entries["1" * 64] == {"name": "old.ckpt", "legacy_hash": "0123abcd", "sd_merge_recipe": None}
-    assert entries[sha256(models / "webui.safetensors")]["sd_merge_recipe"] == record
-    assert "      A  old.ckpt  1111111111" in "\n".join(family_tree(header(path)))
+    assert entries[digest(models / "webui.safetensors")]["sd_merge_recipe"] == record
+    assert "      A  old.ckpt  1111111111" in "\n".join(family_tree(metadata_of(path)))
 
 
 def test_merges_of_ours_without_a_history_still_have_their_inputs(models: Path) -> None:
     recipe = {"method": "weighted_sum", "models": [{"role": "a", "source": "x"}], "alpha": 0.5}
     model(models, "old", 7, {"runner.recipe": json.dumps(recipe), "runner.method": "weighted_sum@1"})
-    tree_lines = family_tree(header(merged(models, tree("old", "a"), "m")))
+    tree_lines = family_tree(metadata_of(merged(models, tree("old", "a"), "m")))
     assert "       weighted_sum@1, alpha 0.5  [runner]" in tree_lines and "         a  x" in tree_lines
 
 
@@ -214,7 +202,7 @@ DEEP = '{"a":' * 100_000 + "1" + "}" * 100_000
 def test_a_hostile_header_neither_stops_a_merge_nor_enters_it(models: Path, metadata: dict[str, str]) -> None:
     model(models, "bad", 7, metadata)
     path = merged(models, tree("bad", "a"), "m")
-    found = header(path)
+    found = metadata_of(path)
     text = json.dumps(found, ensure_ascii=True)
     assert "\\u001b" not in text and "\\u202e" not in text and "\\u0007" not in text
     assert len(text) < 100_000
@@ -241,7 +229,7 @@ def test_the_oldest_ancestors_are_left_out_when_there_is_no_room_and_the_header_
     said = {"sd_merge_recipe": json.dumps(record), "sd_merge_models": json.dumps(ancestors)}
     model(models, "old", 7, said)
     path = merged(models, tree("old", "a"), "m")
-    found = header(path)
+    found = metadata_of(path)
     kept = json.loads(found["sd_merge_models"]).keys() & set(digests)
     assert kept == set(digests[: len(kept)]) and 500 < len(kept) < 2000
     assert len(found["sd_merge_models"]) < MAX_ANCESTRY_BYTES + 2000
@@ -259,28 +247,28 @@ def test_licences_that_differ_are_a_warning_and_all_in_the_header(tmp_path: Path
     assert warning.endswith('the recipe says "cc0"')
     assert not planned(tree("a", "c"), tmp_path).warnings
     path = merged(tmp_path, tree("a", "b"), "m")
-    assert [one["license"] for one in json.loads(header(path)["runner.inputs"])] == ["mit", "openrail"]
+    assert [one["license"] for one in json.loads(metadata_of(path)["runner.inputs"])] == ["mit", "openrail"]
 
 
 def test_names_of_files_can_be_left_out(models: Path) -> None:
     merged(models, tree("a", "b"), "secret_one")
     path = merged(models, tree("secret_one", "c", output={"name": "mix", "hide_names": True}), "m")
-    text = json.dumps(header(path))
+    text = json.dumps(metadata_of(path))
     assert "safetensors" not in text and "secret" not in text
     for name in ("a", "b", "c", "secret_one"):
-        assert sha256(models / f"{name}.safetensors") in text
-    assert json.loads(header(path)["runner.recipe"])["models"][0]["source"] == "input-1"
+        assert digest(models / f"{name}.safetensors") in text
+    assert json.loads(metadata_of(path)["runner.recipe"])["models"][0]["source"] == "input-1"
 
 
 def test_our_own_file_is_imported_with_the_digests_of_its_models(models: Path) -> None:
     path = merged(models, tree("a", "b"), "m")
     imported = import_file(path).tree["models"]
-    assert imported["b"] == {"source": "b.safetensors", "sha256": sha256(models / "b.safetensors")}
+    assert imported["b"] == {"source": "b.safetensors", "sha256": digest(models / "b.safetensors")}
 
 
 def test_an_ancestor_of_ours_in_the_record_of_another_tool_is_expanded(models: Path) -> None:
     said = {"output": {"name": "m", "dtype": "float16"}, "prediction_type": "epsilon", "author": "me"}
-    ours = header(merged(models, tree("a", "b", **said), "m"))
+    ours = metadata_of(merged(models, tree("a", "b", **said), "m"))
     record = {
         "type": "webui",
         "primary_model_hash": "1" * 64,
@@ -296,7 +284,7 @@ def test_an_ancestor_of_ours_in_the_record_of_another_tool_is_expanded(models: P
     assert found["models"]["a"] == {
         "method": "weighted_sum",
         "models": {
-            name: {"source": f"{name}.safetensors", "sha256": sha256(models / f"{name}.safetensors")}
+            name: {"source": f"{name}.safetensors", "sha256": digest(models / f"{name}.safetensors")}
             for name in "ab"
         },
         "alpha": 0.25,

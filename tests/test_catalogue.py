@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +21,7 @@ from runner.errors import Location, UsageError
 from runner.methods import METHODS
 from runner.presets import PRESET_NAMES, preset
 from runner.recipe import parse_recipe
+from tests.command import run
 
 GUIDE = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
 
@@ -60,11 +59,10 @@ def test_the_ways_to_write_a_number_are_well_formed() -> None:
         parse_recipe("guide", {**tree, **yaml.safe_load(line)}, lambda path: Location("guide"))
 
 
-def test_the_command_lists_and_explains() -> None:
-    command = [sys.executable, "-m", "runner", "job=methods"]
-    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def test_the_command_lists_and_explains(tmp_path: Path) -> None:
+    listed = run(tmp_path, "job=methods").stdout
     assert listed.strip() == overview().strip()
-    one = subprocess.run([*command, "job.method=ties"], capture_output=True, text=True, check=True).stdout
+    one = run(tmp_path, "job=methods", "job.method=ties").stdout
     assert one.strip() == details("ties").strip()
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import textwrap
 import time
 from collections.abc import Callable
@@ -20,13 +18,16 @@ from runner.compose import (
     MAX_FILES,
     ComposedRecipe,
     recipe_folders,
+    recipe_in,
     recipe_names,
     recipe_of,
     register,
 )
 from runner.errors import KeyPath, RecipeError, UsageError
+from runner.guard import read_recipe
 from runner.recipe import parse_recipe
 from runner.references import MAX_REFERENCES
+from tests.command import Done, run
 
 Write = Callable[..., Path]
 
@@ -67,16 +68,9 @@ def refused(choice: str, *overrides: str) -> list[str]:
     return caught.value.message.split("\n")
 
 
-def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def command(folder: Path, *arguments: str) -> Done:
     """A plan as a process of its own; no mistake of a recipe takes long."""
-    return subprocess.run(
-        [sys.executable, "-m", "runner", "job=plan", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=30,
-    )
+    return run(folder, "job=plan", *arguments, timeout=30)
 
 
 def located(recipe: ComposedRecipe, *path: str | int) -> str:
@@ -552,3 +546,46 @@ def test_every_value_of_every_shipped_recipe_is_located_in_its_file() -> None:
                 if not isinstance(key[-1], int):  # an entry of a list stands for itself
                     assert lines[place.line - 1][place.column - 1 :].lstrip("\"'").startswith(key[-1])
                 tree_of(recipe, key)
+
+
+def in_memory(folder: Path, name: str) -> list[str]:
+    """The problems of a recipe as the composer reads it."""
+    with pytest.raises(RecipeError) as caught:
+        recipe_in(read_recipe(folder / f"{name}.yaml", name))
+    return caught.value.message.split("\n")
+
+
+@pytest.mark.parametrize(
+    ("below", "above", "said"),
+    [
+        ("{default: 0.3, vae: 0.2}", "[0.5]", "a list cannot be laid over a mapping"),
+        ("[0.5]", "{default: 0.3}", "a mapping cannot be laid over a list"),
+    ],
+)
+def test_a_list_and_a_mapping_over_each_other_are_one_line_that_says_where(
+    write: Write, below: str, above: str, said: str
+) -> None:
+    folder = write(
+        base=BASE.replace("0.3", below),
+        child=f"defaults: [base]\nalpha: {above}\n",
+        heir="defaults: [child]\n",
+    )
+    expected = f'child.yaml:2:1: "alpha": {said} of a recipe that it inherits; write it as that does'
+    for name in ("child", "heir"):
+        assert refused(name) == in_memory(folder, name) == [expected]
+
+
+def test_a_list_over_a_mapping_of_a_model_on_the_command_line_is_one_line(write: Write) -> None:
+    inner = BASE.replace("0.3", "{default: 0.3}").replace("\n", "\n    ")
+    folder = write(
+        mix=f"method: weighted_sum\nmodels:\n  a: demo:photo\n  b:\n    {inner}\n",
+        other=BASE.replace("0.3", "[0.3]"),
+    )
+    done = command(folder, "recipe=mix", "+recipe@recipe.models.b=other")
+    assert done.returncode == 3 and "does not fit" in done.stderr.splitlines()[0], done.stderr
+
+
+def test_a_parent_of_a_parent_that_is_not_there_is_told_of_a_recipe_in_memory(write: Write) -> None:
+    folder = write(child="defaults: [nowhere]\n", heir="defaults: [child]\nmethod: weighted_sum\n")
+    for name in ("child", "heir"):
+        assert in_memory(folder, name) == ['child.yaml: defaults: no recipe "nowhere"']

@@ -19,8 +19,8 @@ from runner.errors import InputError
 from runner.files import InputFile, look
 from runner.formats import FORMATS
 from runner.run import run
-from tests.build import write_models
-from tests.test_record import recipe, settings
+from tests.build import flip, write_models
+from tests.runs import recipe, settings
 
 OLD = (1_000_000_000, 1_000_000_000)
 
@@ -53,9 +53,7 @@ def test_a_digest_is_sha256_and_computed_once(file: Path, tmp_path: Path) -> Non
 def test_a_changed_file_is_hashed_again(file: Path, tmp_path: Path) -> None:
     memory = tmp_path / "digests.json"
     first, _ = digest(file, memory)
-    content = bytearray(file.read_bytes())
-    content[0] ^= 1
-    file.write_bytes(content)
+    flip(file, 0)
     os.utime(file, OLD)  # even with its old time: its ctime is another
     second, remembered = digest(file, memory)
     assert not remembered and second != first

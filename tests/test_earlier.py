@@ -16,8 +16,8 @@ from runner.demo import demo_model
 from runner.errors import MismatchError, UsageError
 from runner.guard import RecipeFile
 from runner.run import Outcome, run
-from tests.build import here, write_models
-from tests.test_record import settings, tree
+from tests.build import flip, here, write_models
+from tests.runs import settings, tree
 
 NAME = "mix.safetensors"
 
@@ -69,9 +69,7 @@ def another_input(models: Path) -> dict[str, Any]:
     """Of the same size and the same time of change."""
     path = models / "b.safetensors"
     before = path.stat()
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
+    flip(path, -1)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
     return {}
@@ -79,9 +77,7 @@ def another_input(models: Path) -> dict[str, Any]:
 
 def damaged_model(models: Path) -> dict[str, Any]:
     (path,) = models.glob(f"runs/mix/*/{NAME}")
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
+    flip(path, -1)
     return {}
 
 

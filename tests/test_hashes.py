@@ -13,7 +13,6 @@ import torch
 from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 
 from runner.checkpoint import OutputFile
@@ -24,11 +23,10 @@ from runner.formats.safetensors import output_file, read_header
 from runner.hashes import feed
 from runner.inspection.hashes import computed_hashes
 from runner.read_back import Built, read_back
-from runner.run import run
 from runner.tensor_digests import TensorHasher
 from runner.tensors import TensorSpec
-from tests.build import data_of, write_models
-from tests.test_record import recipe, record, settings, tree
+from tests.build import data_of, metadata_of, write_models
+from tests.runs import made, record, tree
 
 BIG = {"x": (700, 1000), "y": (33,), "z.empty": (0, 3), "w": (11, 7)}  # a MiB and more, for AutoV1
 SPECS = st.dictionaries(
@@ -40,10 +38,8 @@ SPECS = st.dictionaries(
 
 
 def merged(folder: Path, name: str, recipe_tree: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    own = folder / name
-    own.mkdir()
-    run(recipe(recipe_tree), settings(folder, **changes), own)
-    output: dict[str, Any] = record(own)["deterministic"]["output"]
+    made(folder, name, recipe_tree, **changes)
+    output: dict[str, Any] = record(folder / name)["deterministic"]["output"]
     return output
 
 
@@ -55,6 +51,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tensors = {key: torch.randn(shape, generator=generator).half() for key, shape in BIG.items()}
         save_file(tensors, path / f"{name}.safetensors")
     return path
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> dict[str, Any]:
+    """The output of a merge with the settings of tests."""
+    return merged(folder, "plain", tree())
 
 
 def check_file(path: Path, found: dict[str, Any]) -> None:
@@ -71,8 +73,7 @@ def check_file(path: Path, found: dict[str, Any]) -> None:
         "auto_v2": sha256[:10],
         "auto_v3": hashlib.sha256(data).hexdigest()[:12],
     }
-    with safe_open(path, "pt") as opened:
-        assert opened.metadata()["modelspec.hash_sha256"] == "0x" + hashlib.sha256(data).hexdigest()
+    assert metadata_of(path)["modelspec.hash_sha256"] == "0x" + hashlib.sha256(data).hexdigest()
 
 
 def check_tensors(beside: Path, output: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
@@ -89,18 +90,18 @@ def check_tensors(beside: Path, output: dict[str, Any], tensors: dict[str, torch
     assert hashlib.sha256(text.encode()).hexdigest() == said["tensor_root"]
 
 
-def test_of_a_file_every_hash_is_that_of_its_definition(folder: Path) -> None:
-    output = merged(folder, "file", tree())
-    path = folder / "file" / output["name"]
-    (found,) = output["files"]
+def test_of_a_file_every_hash_is_that_of_its_definition(folder: Path, plain: dict[str, Any]) -> None:
+    path = folder / "plain" / plain["name"]
+    (found,) = plain["files"]
     check_file(path, found)
-    assert output["sha256"] == found["sha256"] and found["auto_v1"] != "e3b0c442"
-    check_tensors(folder / "file" / output["tensors"]["name"], output, load_file(path))
+    assert plain["sha256"] == found["sha256"] and found["auto_v1"] != "e3b0c442"
+    check_tensors(folder / "plain" / plain["tensors"]["name"], plain, load_file(path))
 
 
-def test_the_data_is_what_the_library_writes_for_the_same_tensors(folder: Path) -> None:
-    output = merged(folder, "library", tree())
-    path = folder / "library" / output["name"]
+def test_the_data_is_what_the_library_writes_for_the_same_tensors(
+    folder: Path, plain: dict[str, Any]
+) -> None:
+    path = folder / "plain" / plain["name"]
     written = save(load_file(path))
     assert written[8 + int.from_bytes(written[:8], "little") :] == data_of(path)
 
@@ -128,19 +129,15 @@ def test_of_a_folder_every_file_has_its_own_and_it_opens(folder: Path, cache: Pa
     ],
     ids=str,
 )
-def test_no_setting_changes_a_hash(changes: dict[str, Any], folder: Path) -> None:
-    name = str(sorted(changes.items()))
-    plain = folder / "plain"
-    first = record(plain)["deterministic"]["output"] if plain.exists() else merged(folder, "plain", tree())
-    assert merged(folder, name, tree(), **changes) == first
+def test_no_setting_changes_a_hash(changes: dict[str, Any], folder: Path, plain: dict[str, Any]) -> None:
+    assert merged(folder, str(sorted(changes.items())), tree(), **changes) == plain
 
 
-def test_an_inspection_finds_the_hashes_that_the_merge_recorded(folder: Path) -> None:
-    output = merged(folder, "inspected", tree())
-    path = folder / "inspected" / output["name"]
+def test_an_inspection_finds_the_hashes_that_the_merge_recorded(folder: Path, plain: dict[str, Any]) -> None:
+    path = folder / "plain" / plain["name"]
     checkpoint = FORMATS["checkpoint"].open(path, "mix", None)
     (found,) = computed_hashes(checkpoint, None, 1, lambda count: None).values()
-    (said,) = output["files"]
+    (said,) = plain["files"]
     assert (found.sha256, found.content, found.blake3, found.auto_v1, found.auto_v2, found.auto_v3) == tuple(
         said[name] for name in ("sha256", "content_sha256", "blake3", "auto_v1", "auto_v2", "auto_v3")
     )
@@ -156,21 +153,20 @@ def test_the_root_knows_neither_names_of_recipes_nor_the_number_of_files(folder:
     assert three["tensor_root"] != one["tensor_root"]
 
 
-def test_what_a_header_states_of_an_input_is_recorded_as_claimed(folder: Path, tmp_path: Path) -> None:
-    output = merged(folder, "first", tree())
-    merged_again = tree(models={"a": str(folder / "first" / output["name"]), "b": "b.safetensors"})
+def test_what_a_header_states_of_an_input_is_recorded_as_claimed(
+    folder: Path, plain: dict[str, Any], tmp_path: Path
+) -> None:
+    merged_again = tree(models={"a": str(folder / "plain" / plain["name"]), "b": "b.safetensors"})
     merged(folder, "second", merged_again)
     first, second = record(folder / "second")["deterministic"]["inputs"]
-    assert first["claimed"] == {"content_sha256": output["files"][0]["content_sha256"]}
+    assert first["claimed"] == {"content_sha256": plain["files"][0]["content_sha256"]}
     assert "claimed" not in second
 
 
 def test_a_plan_has_no_hashes_and_leaves_no_sidecar(folder: Path) -> None:
-    own = folder / "planned"
-    own.mkdir()
-    run(recipe(tree()), settings(folder, job=Job("plan", "summary")), own)
-    assert "output" not in record(own)["deterministic"]
-    assert [path.name for path in own.iterdir()] == ["run.json"]
+    made(folder, "planned", tree(), job=Job("plan", "summary"))
+    assert "output" not in record(folder / "planned")["deterministic"]
+    assert [path.name for path in (folder / "planned").iterdir()] == ["run.json"]
 
 
 def planned(specs: dict[str, tuple[str, list[int]]]) -> OutputFile:

@@ -8,9 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from runner.hub import fetch, needed, parse_name
 from runner.recipe import parse_recipe
 from runner.record import header_metadata
 from tests.build import here, merge, resolved, write_models
+from tests.serving import serving
 
 COMMIT, OTHER = "0123456789abcdef" * 2 + "01234567", "f" * 40
 NAME = "hf:someone/a-model"
@@ -346,13 +346,8 @@ def server(tmp_path: Path, cache: Path) -> Iterator[str]:
         def log_message(self, *arguments: object) -> None:
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{http.server_address[1]}"
-    http.shutdown()
-    http.server_close()
-    thread.join()
+    with serving(Hub) as endpoint:
+        yield endpoint
     assert not any("README" in path for path in asked)
 
 

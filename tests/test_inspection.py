@@ -7,8 +7,6 @@ import io
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,16 +19,17 @@ from torch import Tensor
 
 from runner.architectures import ARCHITECTURES
 from runner.compute import Moved
-from runner.config import Job, Settings
+from runner.config import Job
 from runner.distance import relative
 from runner.errors import InputError, UsageError
 from runner.inspection.job import inspect
 from runner.inspection.metadata import metadata_lines
-from runner.place import Devices
 from runner.tensors import TensorSpec
+from tests import command
 from tests.architectures.models import main_component, model
 from tests.build import SHAPES, header_only, merge, merged, random_tensors
 from tests.formats import torch_files
+from tests.runs import settings
 
 V_PRED = {"v_pred": TensorSpec("F32", (0,)), "ztsnr": TensorSpec("F32", (0,))}
 
@@ -42,29 +41,16 @@ class Look:
         self.cache = cache
         self.capsys = capsys
 
-    def __call__(self, source: Path | str, other: Path | str | None = None, **settings: Any) -> str:
-        names = Job.__dataclass_fields__.keys() & settings.keys()
+    def __call__(self, source: Path | str, other: Path | str | None = None, **changes: Any) -> str:
+        names = Job.__dataclass_fields__.keys() & changes.keys()
         job = Job(
             "inspect",
             source=Path(source),
             other=None if other is None else Path(other),
-            **{name: settings.pop(name) for name in names},
+            **{name: changes.pop(name) for name in names},
         )
-        stated = {"threads": 2, "tile_elements": 32768, "digests": "remember", **settings}
-        inspect(
-            Settings(
-                job,
-                Devices(("cpu",), {}),
-                models_dir=Path(),
-                output_dir=None,
-                cache_dir=self.cache,
-                memory=None,
-                verify=True,
-                progress="off",
-                hub="offline",
-                **stated,
-            )
-        )
+        stated = {"threads": 2, "digests": "remember", "hub": "offline", **changes}
+        inspect(settings(Path(), job=job, cache_dir=self.cache, **stated))
         return self.capsys.readouterr().out
 
 
@@ -700,15 +686,8 @@ def test_every_tensor_is_listed_if_that_is_asked_for(look: Look, pair: tuple[Pat
 # The command
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "runner", "job=inspect", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+def run(folder: Path, *arguments: str) -> command.Done:
+    return command.run(folder, "job=inspect", *arguments)
 
 
 def test_the_command_says_what_a_file_is(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -765,7 +744,5 @@ a = ["job=inspect", "source=a.safetensors"]
 codes = [run(a), run([*a, "job.other=b.safetensors", "job.keys=all"]), run([*a, "job.hashes=true"])]
 sys.exit(f"{codes} {[name for name in ('torch', 'diffusers', 'rich', 'numpy') if name in sys.modules]}")
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = command.python(tmp_path, code)
     assert done.stderr.splitlines()[-1] == "[0, 0, 0] []", done.stderr

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.command import python
 
 BEGIN = """
 import os, signal, sys, threading
@@ -20,14 +20,7 @@ def send(number):
 
 def ended(code: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a program that begins with BEGIN."""
-    done = subprocess.run(
-        [sys.executable, "-c", BEGIN + code],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    done = python(Path(__file__).parents[1], BEGIN + code)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,10 @@ import pytest
 from runner.config import Job
 from runner.demo import demo_model
 from runner.listing import find_digests, list_models
-from tests.library.trees import digest, write
-from tests.test_record import settings
+from tests.build import digest
+from tests.command import python, run
+from tests.library.trees import write
+from tests.runs import settings
 
 
 @pytest.fixture
@@ -134,29 +134,10 @@ def test_files_are_hashed_once_and_what_is_the_same_is_said(
     assert "1 hashed" in hashed(models, capsys, digests="fresh", match="any*")
 
 
-def run(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "runner", *arguments]
-    return subprocess.run(
-        command,
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-
-
 def test_the_jobs_run_from_the_command_line_without_torch(models: Path, tmp_path: Path) -> None:
     code = "import sys; from runner.__main__ import run; run(sys.argv[1:]); assert 'torch' not in sys.modules"
     arguments = ["job=models", "job.match='st*'", "job.json=true"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "RUNNER_MODELS": str(models)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = python(tmp_path, code, *arguments, RUNNER_MODELS=str(models))
+    assert done.returncode == 0, done.stderr
     assert [entry["name"] for entry in json.loads(done.stdout)["models"]] == ["style"]
-    assert "hashed" in run("job=find", folder=models).stdout
+    assert "hashed" in run(models, "job=find").stdout

@@ -20,7 +20,7 @@ from runner.listing import find_digests
 from runner.lockfile import Lock, LockedOutput, LockedSource, differences, lock_text, parse_lock
 from runner.run import Outcome, run
 from tests.build import write_models
-from tests.test_record import settings
+from tests.runs import settings
 
 RECIPE = """
 method: weighted_sum

@@ -20,12 +20,11 @@ from safetensors.torch import load_file, save_file
 
 from runner.sweep import gather
 from tests.build import write_models
+from tests.command import RUNNER, Done, process, python, run
 
-RUNNER = [sys.executable, "-m", "runner"]
 OWN = ["recipe=weighted_sum", "recipe.models.a=a.safetensors", "recipe.models.b=b.safetensors"]
 MERGED = ["weighted_sum.safetensors", "weighted_sum.safetensors.tensors.json"]
 SMALL_STEPS = ["threads=1", "tile_elements=32768", "digests=fresh", "progress=off"]
-Done = subprocess.CompletedProcess[str]
 
 
 @pytest.fixture
@@ -43,24 +42,6 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, name in enumerate("ab"):
         save_file({f"k{at}": tensor + at + number for at in range(50)}, path / f"{name}.safetensors")
     return path
-
-
-def run(folder: Path, *arguments: str, **environment: str) -> Done:
-    return subprocess.run(
-        [*RUNNER, *arguments],
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-
-
-def python(folder: Path, code: str) -> Done:
-    """A program of Python's."""
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
 
 
 def shell(folder: Path, command: str) -> int:
@@ -116,9 +97,7 @@ lines = ["job=plan"], ["job=lock"], ["job=plan", "recipe.alpha=x"], ["job=plan",
 codes = [run(line) for line in lines]
 sys.exit(f"{codes} {[name for name in ('torch', 'diffusers', 'rich') if name in sys.modules]}")
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = python(tmp_path, code)
     assert done.stderr.splitlines()[-1] == "[0, 0, 3, 2] []", done.stderr
 
 
@@ -459,9 +438,7 @@ class Finder:  # the first import of a package that is not Python's own
 sys.meta_path.insert(0, Finder())
 import runner.__main__
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = python(tmp_path, code)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
@@ -472,8 +449,7 @@ from runner.__main__ import run
 run(["--cfg", "job"])
 print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)
 """
-    command = ["nohup", sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = process(tmp_path, "nohup", sys.executable, "-c", code)
     assert done.stdout.splitlines()[-1] == "True False"
 
 

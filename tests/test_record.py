@@ -15,49 +15,15 @@ from safetensors.torch import save_file
 
 from runner.canonical import canonical_json, canonical_recipe, recipe_digest
 from runner.compose import ComposedRecipe
-from runner.config import Job, Settings
 from runner.errors import IncompatibleError, MismatchError, NumericError, RecipeError, RunnerError
-from runner.files import look
-from runner.formats.safetensors import read_header
 from runner.guard import RecipeFile
 from runner.methods import METHODS
-from runner.place import Devices
 from runner.recipe import parse_recipe
 from runner.record import relative
 from runner.run import run
-from tests.build import here, write_models
+from tests.build import here, metadata_of, write_models
 from tests.faults.disk import DiedError, Disk
-
-
-def recipe(tree: dict[str, Any]) -> ComposedRecipe:
-    return ComposedRecipe("mix", tree, (), ("recipe.alpha=0.3",), here)
-
-
-def settings(folder: Path, **changes: Any) -> Settings:
-    defaults: dict[str, Any] = {
-        "job": Job("merge", "summary"),
-        "placement": Devices(("cpu",)),
-        "models_dir": folder,
-        "output_dir": None,
-        "cache_dir": folder / "cache",
-        "memory": None,
-        "threads": 1,
-        "tile_elements": 32768,
-        "digests": "fresh",
-        "verify": True,
-        "progress": "off",
-        "hub": "online",
-    }
-    return Settings(**{**defaults, **changes})
-
-
-def tree(**changes: Any) -> dict[str, Any]:
-    return {
-        "method": "weighted_sum",
-        "models": {"a": "a.safetensors", "b": "b.safetensors"},
-        "alpha": 0.3,
-        **changes,
-    }
+from tests.runs import made, recipe, record, settings, tree
 
 
 @pytest.fixture
@@ -66,16 +32,9 @@ def models(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def record(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "run.json").read_text())
-    return content
-
-
 def merged(models: Path, name: str, recipe_tree: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    folder = models / name
-    folder.mkdir()
-    run(recipe(recipe_tree), settings(models, **changes), folder)
-    return record(folder)
+    made(models, name, recipe_tree, **changes)
+    return record(models / name)
 
 
 def test_a_run_that_dies_leaves_no_record_of_another_model_beside_its_own(models: Path) -> None:
@@ -110,7 +69,7 @@ def test_no_folder_is_in_the_record_or_the_header(models: Path) -> None:
     merged(models, "one", tree(models={r: str(models / f"{r}.safetensors") for r in "ab"}))
     text = (models / "one" / "run.json").read_text()
     assert str(models) not in text
-    _, metadata = read_header(look(models / "one" / "mix.safetensors", "mix"))
+    metadata = metadata_of(models / "one" / "mix.safetensors")
     assert str(models) not in json.dumps(metadata)
     assert json.loads(metadata["runner.recipe"])["models"][0] == {"role": "a", "source": "a.safetensors"}
     assert metadata["format"] == "pt" and metadata["runner.method"] == "weighted_sum@1"
@@ -120,8 +79,7 @@ def test_the_header_is_equal_for_equal_merges_and_tells_no_time(models: Path) ->
     headers = []
     for name, threads in (("one", 1), ("two", 2)):
         merged(models, name, tree(), threads=threads)
-        _, metadata = read_header(look(models / name / "mix.safetensors", "mix"))
-        headers.append(metadata)
+        headers.append(metadata_of(models / name / "mix.safetensors"))
     assert headers[0] == headers[1]
     assert not re.search(r"\d{4}-\d\d-\d\d|\d\d:\d\d|/", " ".join(headers[0].values()))
     assert headers[0]["runner.recipe_sha256"] == recipe_digest(parse_recipe("mix", tree(), here))

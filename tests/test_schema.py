@@ -16,9 +16,8 @@ from safetensors.torch import save_file
 import runner
 from runner.config import Job
 from runner.errors import RunnerError
-from runner.run import run
 from tests.build import write_models
-from tests.test_record import recipe, settings, tree
+from tests.runs import made, record, tree
 
 SCHEMA = json.loads((Path(runner.__file__).parent / "schemas" / "run.json").read_text())
 SINGLE = ("a.safetensors", "b.safetensors")
@@ -33,12 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recorded(folder: Path, name: str, recipe_tree: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """run.json of a run, whether or not it succeeds."""
-    own = folder / name
-    own.mkdir()
     with suppress(RunnerError):
-        run(recipe(recipe_tree), settings(folder, **changes), own)
-    content: dict[str, Any] = json.loads((own / "run.json").read_text())
-    return content
+        made(folder, name, recipe_tree, **changes)
+    return record(folder / name)
 
 
 def complaints(content: Any) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -13,8 +12,8 @@ import pytest
 from runner.compose import ComposedRecipe
 from runner.guard import RecipeFile
 from runner.run import run
-from tests.build import here, write_models
-from tests.test_record import merged, record, settings, tree
+from tests.build import digest, here, write_models
+from tests.runs import made, record, settings, tree
 
 
 @pytest.fixture
@@ -29,12 +28,8 @@ def statement(folder: Path) -> dict[str, Any]:
     return content
 
 
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def test_it_has_the_required_fields_and_only_those_that_are_specified(models: Path) -> None:
-    merged(models, "one", tree())
+    made(models, "one", tree())
     found = statement(models / "one")
     assert list(found) == ["_type", "subject", "predicateType", "predicate"]
     assert found["_type"] == "https://in-toto.io/Statement/v1"
@@ -66,7 +61,7 @@ def test_a_recipe_that_was_given_by_path_is_named_without_its_folder(models: Pat
 
 def test_it_names_the_output_the_inputs_and_the_record_by_their_digests(models: Path) -> None:
     folder = models / "one"
-    merged(models, "one", tree())
+    made(models, "one", tree())
     found = statement(folder)
     output = folder / "mix.safetensors"
     assert found["subject"] == [{"name": "mix.safetensors", "digest": {"sha256": digest(output)}}]
@@ -89,7 +84,7 @@ def test_it_names_the_output_the_inputs_and_the_record_by_their_digests(models: 
 
 
 def test_every_file_of_a_folder_is_a_subject_and_every_weight_file_of_a_model_is_named(models: Path) -> None:
-    merged(models, "one", tree(models={"a": "demo:base", "b": "demo:photo"}))
+    made(models, "one", tree(models={"a": "demo:base", "b": "demo:photo"}))
     found, folder = statement(models / "one"), models / "one"
     files = sorted(path for path in (folder / "mix").rglob("*") if path.is_file())
     assert {one["name"]: one["digest"]["sha256"] for one in found["subject"]} == {
@@ -105,7 +100,7 @@ def test_every_file_of_a_folder_is_a_subject_and_every_weight_file_of_a_model_is
 def test_what_was_made_of_what_is_the_same_for_equal_runs(models: Path) -> None:
     found = []
     for name in ("one", "two"):
-        merged(models, name, tree())
+        made(models, name, tree())
         one = statement(models / name)
         found.append((one["subject"], one["predicate"]["buildDefinition"]))
     assert found[0] == found[1]
@@ -113,9 +108,9 @@ def test_what_was_made_of_what_is_the_same_for_equal_runs(models: Path) -> None:
 
 
 def test_the_card_of_a_single_file_stands_beside_the_record(models: Path) -> None:
-    merged(models, "one", tree())
+    made(models, "one", tree())
     text = (models / "one" / "README.md").read_text()
     assert digest(models / "a.safetensors") in text and "library_name" not in text
-    merged(models, "two", tree(models={"a": "demo:base", "b": "demo:photo"}))
+    made(models, "two", tree(models={"a": "demo:base", "b": "demo:photo"}))
     assert not (models / "two" / "README.md").exists()
     assert (models / "two" / "mix" / "README.md").exists()

@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from runner.sweep import SweepSummary, as_rows, gather, write_status
 from tests.build import write_models
+from tests.command import RUNNER, Done, run
 
 SUMMARY = {"output": "models/x.safetensors", "sha256": "ab" * 32, "moved": {"unet": 0.25}}
 
@@ -45,16 +44,8 @@ def ended(folder: Path) -> int:
     return 0
 
 
-def sweep_of(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "runner", "-m", "job=plan", "recipe=weighted_sum", *arguments],
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+def sweep_of(folder: Path, *arguments: str, **environment: str) -> Done:
+    return run(folder, "-m", "job=plan", "recipe=weighted_sum", *arguments, **environment)
 
 
 def test_a_good_sweep_is_told_in_a_table_and_is_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,8 +164,10 @@ def test_a_sweep_that_was_interrupted_is_continued_where_it_stopped(tmp_path: Pa
         "recipe.models.b=b.safetensors",
     ]
     arguments += ["recipe.alpha=0.1,0.2,0.3,0.4,0.5,0.10", "progress=off", "placement=cpu"]
-    command = [sys.executable, "-m", "runner", *arguments, "output_dir=models"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    arguments += ["output_dir=models"]
+    process = subprocess.Popen(
+        [*RUNNER, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     while not list(tmp_path.glob("runs/sweeps/*/0_*/status.json")):
         assert process.poll() is None
         time.sleep(0.005)
@@ -182,16 +175,13 @@ def test_a_sweep_that_was_interrupted_is_continued_where_it_stopped(tmp_path: Pa
     process.communicate(timeout=30)
     assert process.returncode == 130
 
-    def in_folder(command: list[str]) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
-
     (folder,) = (tmp_path / "runs" / "sweeps").iterdir()
     done = {path: path.stat().st_ino for path in tmp_path.glob("models/*/weighted_sum.safetensors")}
     assert 1 <= len(done) < 6 and not (folder / "sweep.json").exists()
 
-    other = in_folder([*command, f"resume={folder}", "recipe.compute_dtype=float64"])
+    other = run(tmp_path, *arguments, f"resume={folder}", "recipe.compute_dtype=float64")
     assert other.returncode == 2 and "holds a sweep of other jobs" in other.stderr
-    again = in_folder([*command, f"resume={folder}", "threads=1"])
+    again = run(tmp_path, *arguments, f"resume={folder}", "threads=1")
     assert again.returncode == 0, again.stderr
     head = next(line for line in again.stdout.splitlines() if line.startswith("sweep of"))
     assert head == f"sweep of 6 jobs, {len(done) + (len(done) < 6)} there already: {folder}"
@@ -223,8 +213,7 @@ def test_what_is_no_sweep_cannot_be_continued(tmp_path: Path, arguments: list[st
 
 
 def test_a_single_run_is_no_sweep_that_can_be_continued(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "runner", "job=plan", "resume=x"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    done = run(tmp_path, "job=plan", "resume=x")
     assert done.returncode == 2 and "resume: continues a sweep" in done.stderr
 
 

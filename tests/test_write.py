@@ -20,6 +20,7 @@ from runner.formats.safetensors import filled, output_file
 from runner.read_back import Written, checksum
 from runner.tensors import TensorSpec
 from runner.write import Staging, check_place, write_file
+from tests.build import flip
 
 SPEC = TensorSpec("F32", (4,))
 DATA = bytes(range(16))
@@ -279,10 +280,7 @@ def test_a_lost_write_is_found_when_reading_back(layout: Layout, tmp_path: Path)
 def test_a_flipped_bit_in_the_header_is_found(layout: Layout, tmp_path: Path) -> None:
     with pytest.raises(MismatchError), Staging(layout, tmp_path / layout.name) as staging:
         written = fill(staging)
-        path = staging.path(layout.files[0])
-        content = bytearray(path.read_bytes())
-        content[20] ^= 1
-        path.write_bytes(content)
+        flip(staging.path(layout.files[0]), 20)
         staging.read_back(written, threads=1)
     assert entries(tmp_path) == []
 

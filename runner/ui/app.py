@@ -17,7 +17,17 @@ from textual.widgets import Footer, Static, Tab, Tabs, TextArea
 from runner.config import Settings
 from runner.errors import KeyPath, RunnerError, UsageError
 from runner.ui import store
-from runner.ui.asked import MERGE, NEW, free_role, method_picker, model_rows, numbers_page, recipe_picker
+from runner.ui.asked import (
+    MERGE,
+    MERGED,
+    NEW,
+    free_role,
+    method_picker,
+    model_rows,
+    numbers_page,
+    recipe_picker,
+    vae_rows,
+)
 from runner.ui.check import Checked, Problem, check
 from runner.ui.choices import Choice, found_models, looked_at, named
 from runner.ui.draft import EMPTY, Draft
@@ -233,20 +243,29 @@ class Compose(App[None]):
             question = Question("name of the model's role", free_role(self.draft, at))
             if role := await self.push_screen_wait(question):
                 await self._ask_model(at, role)
+        elif event.what == "vae":
+            source = await self._choose("VAE of the result", lambda models: vae_rows(self.draft, models))
+            if source is not None:
+                vae = None if source == MERGED else source
+                await self.change(lambda draft: draft.with_component("vae", vae))
         else:
             await self._ask_model(at, event.name)
 
     async def _ask_model(self, at: KeyPath, role: str) -> None:
-        self._rows_of = partial(model_rows, self.draft, at, role)
-        picker = Picker(f"model for {role}", self._rows_of(self.models), free="as written")
-        source = await self.push_screen_wait(picker)
-        self._rows_of = None
+        source = await self._choose(f"model for {role}", partial(model_rows, self.draft, at, role))
         if source == MERGE:
             if await self.change(lambda draft: draft.with_merge(at, role)):
                 self.at = (*at, "models", role)
                 await self._show()
         elif source is not None:
             await self.change(lambda draft: draft.with_model(at, role, source))
+
+    async def _choose(self, title: str, rows: Callable[[Sequence[Choice]], list[Row]]) -> Any:
+        """Asks for a model; more of them come while the list is open."""
+        self._rows_of = rows
+        source = await self.push_screen_wait(Picker(title, rows(self.models), free="as written"))
+        self._rows_of = None
+        return source
 
     async def action_empty(self) -> None:
         """Takes the model out of the role that has the keyboard."""

@@ -8,13 +8,14 @@ from runner.catalogue import details, standard
 from runner.errors import KeyPath
 from runner.ui import store
 from runner.ui.check import Checked
-from runner.ui.choices import Choice, demo_choices, primary_facts, why_not
+from runner.ui.choices import Choice, demo_choices, primary_facts, why_no_vae, why_not
 from runner.ui.draft import Draft
 from runner.ui.numbers import Numbers, Place
 from runner.ui.picker import Picker, Row
 
 MERGE = "(another merge, computed in its place)"
 NEW = "(a new recipe)"
+MERGED = "(merged like the rest)"
 
 
 def method_picker() -> Picker:
@@ -42,6 +43,13 @@ def model_rows(draft: Draft, at: KeyPath, role: str, models: Sequence[Choice]) -
     primary = None if is_first else primary_facts(draft, at, known)
     rows = [Row(one.source, one.title, why_not(one.facts, method, role, primary)) for one in choices]
     return [*rows, Row(MERGE)]
+
+
+def vae_rows(draft: Draft, models: Sequence[Choice]) -> list[Row]:
+    """The models the VAE of the result can be taken from, and what speaks against them."""
+    choices = [*models, *demo_choices()]
+    primary = primary_facts(draft, (), {one.source: one.facts for one in choices if one.facts})
+    return [Row(MERGED), *(Row(one.source, one.title, why_no_vae(one.facts, primary)) for one in choices)]
 
 
 def numbers_page(draft: Draft, at: KeyPath, name: str, checked: Checked) -> Numbers | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,18 +68,10 @@ def named(found: Sequence[Found], settings: Settings) -> list[Choice]:
     return [Choice(_source(one, settings.models_dir), None) for one in found]
 
 
-def looked_at(
-    found: Sequence[Found], settings: Settings, advance: Callable[[int], None] = lambda count: None
-) -> list[Choice]:
-    """Those models with what their headers say.
-
-    Args:
-        found: the models.
-        settings: where headers are remembered.
-        advance: called with the number of models looked at; what it raises ends the reading.
-    """
+def looked_at(found: Sequence[Found], settings: Settings) -> list[Choice]:
+    """Those models with what their headers say."""
     digests = known_digests(settings.cache_dir / DIGESTS)
-    entries = entries_of(found, settings.cache_dir / HEADERS, digests, advance)
+    entries = entries_of(found, settings.cache_dir / HEADERS, digests)
     return [Choice(_source(entry.found, settings.models_dir), entry.facts) for entry in entries]
 
 
@@ -121,8 +113,7 @@ def why_not(facts: Facts | None, method: Method | None, role: str, primary: Fact
     if primary is None:
         return f"a {facts.kind.replace('_', ' ')} alone" if facts.kind in _PARTS[:2] else ""
     if facts.architecture != primary.architecture:
-        theirs, ours = (_architecture(one) or "unknown architecture" for one in (facts, primary))
-        return f"{theirs}, the first model is {ours}"
+        return _of_another(facts, primary)
     if wants_adapters:
         return ""
     if facts.kind in _PARTS and primary.kind not in _PARTS:
@@ -132,6 +123,27 @@ def why_not(facts: Facts | None, method: Method | None, role: str, primary: Fact
             f"{facts.variant or 'plain'}, the first model is {primary.variant or 'plain'} (shapes: channels)"
         )
     return ""
+
+
+def why_no_vae(facts: Facts | None, primary: Facts | None) -> str:
+    """Why a model gives no VAE to a result; "" if it does, as far as headers tell.
+
+    Args:
+        facts: of the model; None: not known.
+        primary: the first model of the recipe; None: not known.
+    """
+    if facts is None or facts.kind == "vae":
+        return ""
+    if facts.problem:
+        return facts.problem
+    if facts.kind == "lora" or facts.kind in _PARTS:
+        return f"a {facts.kind.replace('_', ' ')} has no VAE"
+    return _of_another(facts, primary) if primary and facts.architecture != primary.architecture else ""
+
+
+def _of_another(facts: Facts, primary: Facts) -> str:
+    theirs, ours = (_architecture(one) or "unknown architecture" for one in (facts, primary))
+    return f"{theirs}, the first model is {ours}"
 
 
 def _architecture(facts: Facts) -> str:

@@ -122,6 +122,14 @@ class Draft:
             return draft
         return draft.with_model(inner, method.roles[0] if method.roles else "a", before)
 
+    def with_component(self, name: str, source: str | None) -> Draft:
+        """The draft with a component of the result taken whole from a source; None: merged like the rest."""
+        path = ("components", name)
+        if source is not None:
+            return self.with_value(path, source)
+        draft = self.without(path)
+        return draft if draft.value(("components",)) else draft.without(("components",))
+
     def with_part(self, path: KeyPath, part: str, value: Any) -> Draft:
         """The draft with a value for one part of a parameter: a component, or a model's name.
 

@@ -52,7 +52,7 @@ class Form(VerticalScroll):
             self.change = change
 
     class Asked(Message):
-        """A person wants to choose: a "method", the "model" of a role, "numbers" of a parameter, a "role"."""
+        """A person wants to choose a "method", the "model" of a role, "numbers", one more "role", a "vae"."""
 
         def __init__(self, what: str, name: str = "") -> None:
             super().__init__()
@@ -191,6 +191,9 @@ class Form(VerticalScroll):
         for key, known in (("format", tuple(FORMATS)), ("dtype", OUTPUT_DTYPES)):
             value = output.get(key)
             self.query_one(f"#output-{key}", Select).value = value if value in known else Select.NULL
+        vae = self.draft.value(("components", "vae"))
+        said = described(vae) if vae is not None else "· merged like the rest"
+        self.query_one("#vae", Button).label = Text(f"{said} ▾")
         mark = "☑" if self.draft.value(("force",)) is True else "☐"
         self.query_one("#force", Button).label = Text(f"{mark} merge what fits of models that differ")
 
@@ -213,7 +216,7 @@ class Form(VerticalScroll):
             self._set(("force",), None if self.draft.value(("force",)) is True else True)
             return
         what, _, name = (event.button.id or "").partition("-")
-        asked = {"method": "method", "role": "model", "places": "numbers", "more": "role"}
+        asked = {"method": "method", "role": "model", "places": "numbers", "more": "role", "vae": "vae"}
         self.post_message(self.Asked(asked[what], name))
 
     @on(OptionList.OptionSelected, "#steps")
@@ -262,6 +265,7 @@ def _output_fields() -> Iterator[Widget]:
     )
     dtypes = [(name, name) for name in OUTPUT_DTYPES]
     yield _row(Label("dtype"), Select(dtypes, id="output-dtype", prompt="as the first model", compact=True))
+    yield _row(Label("vae"), Button("", id="vae"))
     yield _row(Label("force"), Button("", id="force"))
 
 

@@ -28,6 +28,7 @@ from runner.progress import say
 HOST = "127.0.0.1"
 STATIC = Path(textual_serve.__file__).parent / "static"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_SERVERS = ("job.browser", "job.port", "job.confined")  # what a form is not told
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -136,12 +137,16 @@ def serve(settings: Settings, overrides: Sequence[str]) -> dict[str, Any]:
         listener.close()
         hint = "job.port=0 takes one that is free"
         raise OutputError(f"port {settings.job.port}: {error.strerror}", hint=hint) from error
-    own = [one for one in overrides if not one.startswith(("job.browser=", "job.port=", "job.confined="))]
-    command = [sys.executable, "-m", "runner", *own, "job.confined=true"]
-    server = LocalServer(command, listener.getsockname()[1], secrets.token_urlsafe(24))
+    server = LocalServer(form_command(overrides), listener.getsockname()[1], secrets.token_urlsafe(24))
     say(f"{server.address}\n  open it in a browser on this machine; Ctrl-C ends it")
     asyncio.run(_run(server, listener))
     return {}
+
+
+def form_command(overrides: Sequence[str]) -> list[str]:
+    """The process of one form: what the command line says, without its server, and confined."""
+    own = [one for one in overrides if one.lstrip("+~").partition("=")[0] not in _SERVERS]
+    return [sys.executable, "-m", "runner", *own, "job.confined=true"]
 
 
 async def _run(server: LocalServer, listener: socket.socket) -> None:

@@ -18,11 +18,12 @@ import yaml
 from runner.errors import KeyPath, RecipeError
 from runner.guard import read_text
 from runner.imports.recipe_text import yaml_lines, yaml_text, yaml_value
+from runner.recipe import RECIPE_KEYS
 
-# The order of the fields of a merge in a recipe that does not have them yet; parameters come after models.
-_ORDER = ("defaults", "description", "author", "license", "method", "compat", "models")
-_LAST = ("seed", "force", "missing", "extra", "shapes", "integers", "ema", "nonfinite", "extrapolate")
-_VERY_LAST = ("components", "compute_dtype", "output")
+# The order of the fields of a merge in a recipe that does not have them yet: these, its parameters, what is
+# allowed in it, and what is said of the result.
+_FIRST = ("defaults", "description", "author", "license", "method", "compat", "models")
+_LAST = ("components", "compute_dtype", "prediction_type", "output")
 _COMMENT = re.compile(r"^[ \t]*(#.*?)[ \t]*$", re.MULTILINE)
 
 
@@ -89,12 +90,13 @@ def _checked(before: str, after: str, wanted: Mapping[str, Any], path: KeyPath) 
         file = read_text(text.encode("utf-8", "surrogatepass"), "recipe", "recipe")
         if not file.problems and _same(file.tree, wanted):
             return text
-    reason = file.problems[0] if file.problems else "cannot be changed here; write it in the text"
-    raise RecipeError(reason if file.problems else f"{name}: {reason}")
+    raise RecipeError(
+        file.problems[0] if file.problems else f"{name}: cannot be changed here; write it in the text"
+    )
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Equal, in kind and in the order of keys too."""
+    """Equal, in kind too: true is not 1."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return set(one) == set(other) and all(_same(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):
@@ -258,11 +260,11 @@ def _place(node: yaml.MappingNode, key: str, above: KeyPath) -> int:
 
 
 def _rank(key: str) -> int:
-    if key in _ORDER:
-        return _ORDER.index(key)
+    if key in _FIRST:
+        return _FIRST.index(key)
     if key in _LAST:
-        return len(_ORDER) + 1
-    return len(_ORDER) + 2 + _VERY_LAST.index(key) if key in _VERY_LAST else len(_ORDER)
+        return len(_FIRST) + 2 + _LAST.index(key)
+    return len(_FIRST) + (key in RECIPE_KEYS)
 
 
 def _cut(text: str, path: KeyPath) -> str:

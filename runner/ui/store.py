@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.compose import recipe_folders, recipe_path
+from runner.cachefile import alone_in
+from runner.compose import is_file, is_recipe, recipe_folders, recipe_path
 from runner.errors import BusyError, InputError, OutputError, UsageError, escape, quote
 from runner.files import read_small
 from runner.guard import MAX_BYTES
@@ -40,12 +38,13 @@ class Stored:
 
 def own_folder() -> Path:
     """Where recipes are saved: the first folder of RUNNER_RECIPES, or ./recipes."""
-    return recipe_folders()[0] if os.environ.get("RUNNER_RECIPES") else Path("recipes").absolute()
+    *own, _ = recipe_folders()
+    return own[0] if own else Path("recipes").absolute()
 
 
 def names() -> list[str]:
     """The recipes in that folder, by name."""
-    return sorted(path.stem for path in own_folder().glob("*.yaml") if path.is_file())
+    return sorted(path.stem for path in own_folder().glob("*.yaml") if is_recipe(path) and path.is_file())
 
 
 def shown(path: Path) -> str:
@@ -72,7 +71,7 @@ def opened(name: str) -> Stored | None:
     """
     for folder in (own_folder(), *recipe_folders()):
         path = recipe_path(folder, name)
-        if path.is_file():
+        if is_file(path):
             return read(path)
     return None
 
@@ -115,7 +114,7 @@ def save(path: Path, text: str, known: str) -> Stored:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{quote(path.parent)}: {error.strerror}") from error
-    with _alone(path.parent):
+    with alone_in(path.parent):
         found = _on_disk(path)
         if found != known:
             what = "was changed by somebody else" if found and known else "is there already"
@@ -134,14 +133,3 @@ def _on_disk(path: Path) -> str:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """While it is open no other composer saves in the folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

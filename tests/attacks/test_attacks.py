@@ -7,16 +7,16 @@ succeed (else it would prove nothing), and by ours.
 from __future__ import annotations
 
 import json
-import os
 import resource
 import shutil
-import subprocess
 import sys
 import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from tests.command import Done, process, python, run
 
 PAYLOADS = Path(__file__).parent / "payloads"
 NAMES = sorted(path.stem for path in PAYLOADS.glob("*.yaml") if path.stem != "callback_piece")
@@ -50,27 +50,12 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def run(folder: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-
-
-def ours(
-    folder: Path, *arguments: str, recipes: Path = PAYLOADS, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def ours(folder: Path, *arguments: str, recipes: Path = PAYLOADS, **environment: str) -> Done:
     """Our command, with the payloads among the user's recipes."""
-    command = [sys.executable, "-m", "runner", *arguments, "job=plan"]
-    return run(folder, *command, RUNNER_RECIPES=str(recipes), **environment)
+    return run(folder, *arguments, "job=plan", RUNNER_RECIPES=str(recipes), **environment)
 
 
-def harmed(folder: Path, done: subprocess.CompletedProcess[str]) -> bool:
+def harmed(folder: Path, done: Done) -> bool:
     """Whether the canary exists, or the secret is in the output or any file below the folder."""
     written = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
     names = "".join(map(str, folder.rglob("*")))
@@ -83,7 +68,7 @@ def test_a_payload_succeeds_without_a_guard(folder: Path, name: str) -> None:
     shutil.copytree(PAYLOADS, folder / "conf" / "recipe")
     (folder / "conf" / "config.yaml").write_text("defaults:\n- recipe: ???\n- _self_\n")
     (folder / "victim.py").write_text(VICTIM)
-    done = run(folder, sys.executable, "victim.py", f"recipe={name}")
+    done = process(folder, sys.executable, "victim.py", f"recipe={name}")
     assert harmed(folder, done), done.stderr
 
 
@@ -206,13 +191,13 @@ def early(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """The modules that are there before runner drops the working folder: python's own, and pathlib's."""
     folder = tmp_path_factory.mktemp("early")
     (folder / "empty.py").write_text("import __future__, pathlib, sys\nprint(*sys.modules)\n")
-    names = run(folder, sys.executable, "-m", "empty").stdout.split()
+    names = process(folder, sys.executable, "-m", "empty").stdout.split()
     return {name.partition(".")[0] for name in names}
 
 
 def test_a_planted_module_is_imported_by_python_itself(folder: Path) -> None:
     plant(folder, "yaml")
-    assert "yaml" in run(folder, sys.executable, "-c", "import yaml").stderr
+    assert "yaml" in python(folder, "import yaml").stderr
     assert (folder / "canary").exists()
 
 
@@ -221,7 +206,7 @@ def test_modules_in_the_working_folder_are_not_imported(folder: Path, early: set
     (folder / "hydra_plugins.py").unlink()
     (folder / "hydra_plugins").mkdir()  # Hydra imports all that is in this package
     plant(folder / "hydra_plugins", "evil")
-    done = run(folder, sys.executable, "-m", "runner", "recipe=weighted_sum")
+    done = run(folder, "recipe=weighted_sum")
     assert done.returncode == 0, done.stderr
     assert not harmed(folder, done), (folder / "canary").read_text()
 
@@ -229,7 +214,7 @@ def test_modules_in_the_working_folder_are_not_imported(folder: Path, early: set
 def test_the_console_script_imports_nothing_at_all_from_there(folder: Path) -> None:
     plant(folder, "runner", *LIBRARY, *FOREIGN)
     script = Path(sysconfig.get_path("scripts")) / "runner"
-    done = run(folder, str(script), "job=plan")
+    done = process(folder, str(script), "job=plan")
     assert done.returncode == 0, done.stderr
     assert not harmed(folder, done)
 
@@ -237,7 +222,7 @@ def test_the_console_script_imports_nothing_at_all_from_there(folder: Path) -> N
 @pytest.mark.parametrize("name", ["__future__", "pathlib", "fnmatch"])
 def test_not_even_the_first_import_comes_from_there(folder: Path, name: str) -> None:
     plant(folder, name)
-    done = run(folder, sys.executable, "-m", "runner", "job=plan")
+    done = run(folder, "job=plan")
     assert not harmed(folder, done)
 
 
@@ -247,7 +232,7 @@ def test_conf_and_recipes_in_the_working_folder_are_not_read(folder: Path) -> No
     (folder / "conf" / "config.yaml").write_text("hydra: {run: {dir: canary}}\n")
     (folder / "conf" / "job" / "plan.yaml").write_text("# @package hydra.run\ndir: canary\n")
     (folder / "recipes" / "anime_mix.yaml").write_text("method: 3\n")
-    done = run(folder, sys.executable, "-m", "runner", "job=plan")
+    done = run(folder, "job=plan")
     assert done.returncode == 0, done.stderr
     assert not harmed(folder, done)
 

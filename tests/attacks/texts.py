@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save
 
 from runner.architectures import ARCHITECTURES, place
+from runner.canonical import canonical_recipe
 from runner.compose import DATA_ROOT
 from runner.errors import Location, Problems, RecipeError
 from runner.guard import read_text
@@ -20,9 +21,8 @@ from runner.imports import import_text
 from runner.imports.recipe_text import recipe_text
 from runner.lora.adapters import read_adapters
 from runner.methods import Parameter, Range
-from runner.planner import make_plan
+from runner.origins import plan_with_origins
 from runner.recipe import parse_recipe
-from runner.record import canonical_recipe, header_metadata
 from runner.references import References
 from runner.resolve import resolve
 from runner.rules import Names
@@ -119,7 +119,7 @@ def recipe(rng: Random, folder: Path) -> bool:
     with refused_by(3, 4, 5, 6) as refused:
         tree = References(dict(file.tree), here).resolved()
         bound = resolve(parse_recipe("x", tree, here), here, folder, folder, offline=True)
-        plan = make_plan(bound, header_metadata(bound))
+        plan = plan_with_origins(bound)
         told = json.dumps(canonical_recipe(bound.recipe)) + "".join(plan.warnings)
         assert SECRET not in told
         name = plan.layout.name

@@ -26,7 +26,7 @@ from runner.record import RunRecord
 from runner.run import merge
 from tests.build import planned
 from tests.faults.disk import REMOVALS, DiedError, Disk
-from tests.test_record import settings
+from tests.runs import settings
 
 OLD, OLD_SIDECAR = b"what was there before", b"and its digests"
 KEY = "conv_in.weight"

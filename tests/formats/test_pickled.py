@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import subprocess
 import sys
 import zipfile
 from collections import OrderedDict, defaultdict
@@ -29,6 +28,7 @@ from runner.formats.pickled import PickledFile, read_pickled
 from runner.formats.safetensors import SafetensorsFile
 from runner.tensors import DTYPES
 from tests.build import merged, planned, random_tensors
+from tests.command import run
 from tests.formats.test_safetensors import bytes_of, spec_of
 from tests.formats.torch_files import old, plain, state, tensor, text, zipped
 
@@ -419,12 +419,12 @@ def test_the_whole_line_from_an_old_checkpoint_to_a_record(tmp_path: Path) -> No
     a, b = random_tensors(1), random_tensors(2)
     save({"state_dict": a}, tmp_path / "old.ckpt", "old")
     save_file(b, tmp_path / "b.safetensors")
-    command = [sys.executable, "-m", "runner", "recipe=weighted_sum", "recipe.alpha=0.5"]
-    command += [f"recipe.models.a={tmp_path}/old.ckpt", f"recipe.models.b={tmp_path}/b.safetensors"]
-    plan = subprocess.run([*command, "job=plan"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    arguments = ["recipe=weighted_sum", "recipe.alpha=0.5"]
+    arguments += [f"recipe.models.a={tmp_path}/old.ckpt", f"recipe.models.b={tmp_path}/b.safetensors"]
+    plan = run(tmp_path, *arguments, "job=plan")
     assert plan.returncode == 0, plan.stderr
     assert "pickle, single file" in plan.stdout
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = run(tmp_path, *arguments)
     assert done.returncode == 0, done.stderr
     (output,) = (path for path in tmp_path.rglob("*.safetensors") if path.name != "b.safetensors")
     key = "model.diffusion_model.linear.weight"

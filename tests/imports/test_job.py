@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.build import write_models
+from tests.command import run
 
 MECHA = """version 0.1.0
 model "a.safetensors" model_config="sd1-ldm" merge_space="weight"
@@ -25,18 +23,6 @@ def folder(tmp_path: Path) -> Path:
     tensors = write_models(tmp_path, a=1, b=2)
     save_file(tensors["a"], tmp_path / "old mix.safetensors", {"mecha_recipe": MECHA})
     return tmp_path
-
-
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "runner", *arguments],
-        cwd=folder,
-        env=dict(os.environ),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
 
 
 @pytest.mark.parametrize("setting", ["source", "job.source"])

@@ -17,8 +17,9 @@ from runner.library import headers
 from runner.library.headers import EDITION, Facts, entries_of, known_facts
 from runner.tensors import TensorSpec
 from tests.architectures.models import main_component, under, vae
+from tests.build import digest
 from tests.formats import torch_files
-from tests.library.trees import PLAIN, digest, entries, found, write
+from tests.library.trees import PLAIN, entries, found, write
 
 
 def kinds(folder: Path) -> dict[str, tuple[str, str | None, str | None, str]]:

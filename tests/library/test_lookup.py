@@ -17,10 +17,9 @@ from runner.library.lookup import Library
 from runner.listing import find_digests
 from runner.recipe import parse_recipe
 from runner.resolve import resolve
-from runner.run import run
-from tests.build import here
-from tests.library.trees import digest, found, invokeai, keep, write
-from tests.test_record import recipe, settings
+from tests.build import digest, here
+from tests.library.trees import found, invokeai, keep, write
+from tests.runs import made, settings
 
 
 def tree(a: Any, b: Any = "b", **more: Any) -> dict[str, Any]:
@@ -92,8 +91,7 @@ def test_the_names_that_invokeai_gives_are_names_too(tmp_path: Path) -> None:
 
 
 def merged(folder: Path, recipe_tree: dict[str, Any], out: str, **more: Any) -> Path:
-    (folder / out).mkdir()
-    done = run(recipe(recipe_tree), settings(folder, **more), folder / out)
+    done = made(folder, out, recipe_tree, **more)
     assert done.path is not None
     return done.path
 

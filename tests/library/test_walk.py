@@ -57,8 +57,10 @@ def test_a_folder_that_is_missing_or_unreadable_is_told_of(tmp_path: Path) -> No
     write(closed / "x.safetensors")
     write(tmp_path / "m" / "y.safetensors")
     closed.chmod(0)
-    models, problems = found(tmp_path / "m", tmp_path / "nowhere")
-    closed.chmod(0o700)
+    try:
+        models, problems = found(tmp_path / "m", tmp_path / "nowhere")
+    finally:
+        closed.chmod(0o700)
     expected = [f"{tmp_path}/nowhere: no such file or directory"]
     if os.geteuid() == 0:  # root reads all
         assert {one.name for one in models} == {"x", "y"} and problems == expected

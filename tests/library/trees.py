@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sqlite3
@@ -16,7 +15,7 @@ from runner.library.headers import Entry, entries_of
 from runner.library.roots import roots_of
 from runner.library.walk import Found, models_in
 from runner.tensors import TensorSpec
-from tests.build import SHAPES
+from tests.build import SHAPES, digest
 
 COMMIT, OTHER = "0123456789abcdef" * 2 + "01234567", "f" * 40
 PLAIN = {key: TensorSpec("F16", shape) for key, shape in SHAPES.items()}
@@ -49,11 +48,6 @@ def write(path: Path, specs: Mapping[str, TensorSpec] | None = None, fill: int =
     path.write_bytes(file.header + bytes([fill]) * (file.nbytes - len(file.header)))
     os.utime(path, (1_000_000_000, 1_000_000_000))  # old enough to be remembered
     return path
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def invokeai(root: Path, models: Mapping[str, str], journal: str = "DELETE") -> Path:

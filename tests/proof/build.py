@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from jsonschema import Draft202012Validator
 from safetensors.torch import load_file
@@ -14,12 +16,11 @@ from safetensors.torch import load_file
 import runner
 from runner.canonical import canonical_json
 from runner.checkpoint import SIDECAR
-from runner.config import Job, Settings
+from runner.errors import CannotReplayError, MismatchError
 from runner.files import look
 from runner.formats.safetensors import output_file, read_header
-from runner.run import run
+from tests import runs
 from tests.build import write_models
-from tests.test_record import recipe, settings, tree
 
 NAME = "mix.safetensors"
 
@@ -28,25 +29,25 @@ def made(folder: Path, name: str = "run", cache: Path | None = None, **changes: 
     """A folder of models with the folder of a run that merged them; returns the latter."""
     if not (folder / "a.safetensors").exists():
         write_models(folder, a=1, b=2)
-    own = folder / name
-    own.mkdir()
-    run(recipe(tree(**changes)), settings(folder, cache_dir=cache or folder / "cache"), own)
-    return own
+    runs.made(folder, name, runs.tree(**changes), cache_dir=cache or folder / "cache")
+    return folder / name
 
 
 SCHEMA = json.loads((Path(runner.__file__).parent / "schemas" / "proof.json").read_text())
 
 
-def answered(text: str) -> dict[str, Any]:
-    """An answer for programs, which is what its schema says."""
-    found: dict[str, Any] = json.loads(text)
+def answer_of(job: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """What a job says to programs: as the schema has it, and with the exit code of what is raised."""
+    capsys.readouterr()
+    code = 0
+    try:
+        job()
+    except (MismatchError, CannotReplayError) as raised:
+        code = raised.exit_code
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
     Draft202012Validator(SCHEMA).validate(found)
+    assert found["exit_code"] == code
     return found
-
-
-def asked(job: Job, folder: Path, **changes: Any) -> Settings:
-    """The settings of a job on what lies in a folder."""
-    return settings(folder, job=job, **changes)
 
 
 def edited(path: Path, **metadata: str) -> None:
@@ -56,13 +57,6 @@ def edited(path: Path, **metadata: str) -> None:
     header = output_file("", {key: spec for key, (_, spec) in tensors.items()}, {**told, **metadata})
     content = hashlib.sha256(data).hexdigest()
     path.write_bytes(header.stamped(content) + data)
-
-
-def flip(path: Path, offset: int) -> None:
-    """Changes one bit of a file, counted from its end if the offset is negative."""
-    content = bytearray(path.read_bytes())
-    content[offset] ^= 1
-    path.write_bytes(bytes(content))
 
 
 def by_another_machine(folder: Path, key: str, ulps: int) -> None:

@@ -11,18 +11,18 @@ from runner.config import Job
 from runner.errors import UsageError
 from runner.proof.job import compare_job
 from tests.build import write_models
-from tests.proof.build import NAME, answered, asked, by_another_machine, made
+from tests.proof.build import NAME, answer_of, by_another_machine, made
+from tests.runs import settings
 
 
 def answer(a: Path, b: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    capsys.readouterr()
-    compare_job(asked(Job("compare", a=a, b=b, json=True), a.parent))
-    return answered(capsys.readouterr().out)
+    job = Job("compare", a=a, b=b, json=True)
+    return answer_of(lambda: compare_job(settings(a.parent, job=job)), capsys)
 
 
 def told(a: Path, b: Path, capsys: pytest.CaptureFixture[str]) -> str:
     capsys.readouterr()
-    compare_job(asked(Job("compare", a=a, b=b), a.parent))
+    compare_job(settings(a.parent, job=Job("compare", a=a, b=b)))
     return capsys.readouterr().out
 
 
@@ -67,4 +67,4 @@ def test_another_machine_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_two_runs_are_needed(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"job\.b is missing"):
-        compare_job(asked(Job("compare", a=tmp_path), tmp_path))
+        compare_job(settings(tmp_path, job=Job("compare", a=tmp_path)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +12,23 @@ from safetensors.torch import load_file, save_file
 
 from runner.canonical import canonical_json
 from runner.config import Job
-from runner.errors import CannotReplayError, MismatchError, RunnerError
+from runner.errors import RunnerError
 from runner.proof.job import replay_job
-from tests.build import write_models
-from tests.proof.build import NAME, answered, asked, by_another_machine, edited, flip, made
+from tests.build import flip, write_models
+from tests.proof.build import NAME, answer_of, by_another_machine, edited, made
+from tests.runs import settings
 
 KEY = "model.diffusion_model.linear.weight"
 
 
 def answer(source: Path, capsys: pytest.CaptureFixture[str], **changes: Any) -> dict[str, Any]:
-    """The answer for programs; the exit code in it is that of what is raised."""
-    capsys.readouterr()
+    """The answer for programs; nothing but what is kept stays."""
     models = changes.pop("models", source.parent)
     more = {"cache_dir": changes.pop("cache")} if "cache" in changes else {}
     out = models / "out"
     out.mkdir(exist_ok=True)
-    error: RunnerError | None = None
-    try:
-        replay_job(asked(Job("replay", source=source, json=True, **changes), models, **more), out)
-    except (MismatchError, CannotReplayError) as raised:
-        error = raised
-    found = answered(capsys.readouterr().out)
-    assert found["exit_code"] == (error.exit_code if error else 0)
+    job = Job("replay", source=source, json=True, **changes)
+    found = answer_of(lambda: replay_job(settings(models, job=job, **more), out), capsys)
     assert found["kept"] or not any(out.iterdir())
     return found
 
@@ -261,7 +257,7 @@ def test_a_recipe_with_what_this_version_does_not_know_cannot_be_replayed(
     (run / f"{NAME}.intoto.json").write_text(json.dumps(statement))
     found = answer(run / f"{NAME}.intoto.json", capsys, models=tmp_path)
     assert (found["word"], found["exit_code"]) == ("CANNOT REPLAY", 11)
-    assert next(iter(recipe.values())) or "no_such" in str(found["reasons"])
+    assert re.search("no_such|float128", str(found["reasons"]))
 
 
 def test_a_model_of_another_tool_and_a_run_that_failed_cannot_be_replayed(
@@ -272,4 +268,4 @@ def test_a_model_of_another_tool_and_a_run_that_failed_cannot_be_replayed(
     assert answer(tmp_path / "plain.safetensors", capsys)["word"] == "CANNOT REPLAY"
     (tmp_path / "run.json").write_text('{"schema": 2, "deterministic": {}, "run": {}}')
     with pytest.raises(RunnerError, match="of a run that made no model"):
-        replay_job(asked(Job("replay", source=tmp_path / "run.json"), tmp_path), tmp_path)
+        replay_job(settings(tmp_path, job=Job("replay", source=tmp_path / "run.json")), tmp_path)

@@ -11,25 +11,19 @@ from safetensors.torch import load_file, save_file
 
 from runner.checkpoint import SIDECAR
 from runner.config import Job
-from runner.errors import InputError, MismatchError, UsageError
+from runner.errors import InputError, UsageError
 from runner.proof.job import verify_job
-from tests.build import write_models
-from tests.proof.build import NAME, answered, asked, edited, flip, made
+from tests.build import flip, write_models
+from tests.proof.build import NAME, answer_of, edited, made
+from tests.runs import settings
 
 
 def answer(source: Path, capsys: pytest.CaptureFixture[str], **changes: Any) -> dict[str, Any]:
-    """The answer for programs; what is raised goes with it."""
-    capsys.readouterr()
-    error: MismatchError | None = None
+    """The answer for programs."""
     output_dir = changes.pop("output_dir", None)
     folder = changes.pop("models", source.parent)
-    try:
-        verify_job(asked(Job("verify", source=source, json=True, **changes), folder, output_dir=output_dir))
-    except MismatchError as raised:
-        error = raised
-    found = answered(capsys.readouterr().out)
-    assert found["exit_code"] == (error.exit_code if error else 0)
-    return found
+    job = Job("verify", source=source, json=True, **changes)
+    return answer_of(lambda: verify_job(settings(folder, job=job, output_dir=output_dir)), capsys)
 
 
 def wrong(found: dict[str, Any]) -> list[str]:
@@ -116,7 +110,7 @@ def test_a_truncated_model_is_a_mismatch_where_something_says_what_it_was(
     assert found["word"] == "MISMATCH" and "5 bytes are missing" in str(found["findings"])
     (tmp_path / "alone.safetensors").write_bytes(content[:-5])
     with pytest.raises(InputError, match="5 bytes are missing"):
-        verify_job(asked(Job("verify", source=tmp_path / "alone.safetensors"), tmp_path))
+        verify_job(settings(tmp_path, job=Job("verify", source=tmp_path / "alone.safetensors")))
 
 
 def test_a_missing_model_or_none_is_an_input_error(tmp_path: Path) -> None:
@@ -125,7 +119,7 @@ def test_a_missing_model_or_none_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "page.safetensors").write_text("<html></html>")
     for source in (run, tmp_path / "nowhere", tmp_path / "page.safetensors", tmp_path):
         with pytest.raises(InputError):
-            verify_job(asked(Job("verify", source=source), tmp_path))
+            verify_job(settings(tmp_path, job=Job("verify", source=source)))
 
 
 def test_an_edited_recipe_in_the_header_is_a_mismatch(
@@ -186,7 +180,7 @@ def test_a_model_that_lies_elsewhere_is_found_by_output_dir(
 def test_inputs_of_what_names_none_are_a_mistake(tmp_path: Path) -> None:
     write_models(tmp_path, a=1)
     with pytest.raises(UsageError):
-        verify_job(asked(Job("verify", source=tmp_path / "a.safetensors", inputs=True), tmp_path))
+        verify_job(settings(tmp_path, job=Job("verify", source=tmp_path / "a.safetensors", inputs=True)))
 
 
 def test_the_answer_for_people_has_a_line_for_each_comparison(
@@ -194,6 +188,6 @@ def test_the_answer_for_people_has_a_line_for_each_comparison(
 ) -> None:
     run = made(tmp_path)
     capsys.readouterr()
-    verify_job(asked(Job("verify", source=run), tmp_path))
+    verify_job(settings(tmp_path, job=Job("verify", source=run)))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("VERIFIED: ") and "  right  1 file in run.json" in lines

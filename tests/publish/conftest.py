@@ -3,44 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from runner.compose import ComposedRecipe
-from runner.config import Job, Settings
-from runner.place import Devices
-from runner.publish.target import Target
-from runner.run import run
-from tests.build import here, write_models
-
-
-def settings(folder: Path, cache: Path, target: Target | None = None, job: str = "merge") -> Settings:
-    """The default settings, with models in a folder."""
-    return Settings(
-        job=Job(job),
-        placement=Devices(("cpu",), {}),
-        models_dir=folder,
-        output_dir=None,
-        cache_dir=cache,
-        memory=None,
-        threads=1,
-        tile_elements=262144,
-        digests="fresh",
-        verify=True,
-        progress="off",
-        hub="online",
-        publish=target,
-    )
-
-
-def merged(name: str, tree: Mapping[str, Any], settings: Settings, folder: Path) -> Path:
-    """The folder of a run that has merged."""
-    folder.mkdir(parents=True)
-    run(ComposedRecipe(name, tree, (), (), here), settings, folder)
-    return folder
+from tests.build import write_models
+from tests.runs import made
 
 
 def mix(**models: str) -> dict[str, Any]:
@@ -52,14 +21,15 @@ def mix(**models: str) -> dict[str, Any]:
 def _file_run(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     folder = tmp_path_factory.mktemp("file")
     write_models(folder, a=1, b=2)
-    recipe = mix(a="a.safetensors", b="b.safetensors")
-    return merged("mix", recipe, settings(folder, cache), folder / "run")
+    made(folder, "run", mix(a="a.safetensors", b="b.safetensors"), cache_dir=cache)
+    return folder / "run"
 
 
 @pytest.fixture(scope="session")
 def _folder_run(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     folder = tmp_path_factory.mktemp("folder")
-    return merged("mix", mix(a="demo:photo", b="demo:anime"), settings(folder, cache), folder / "run")
+    made(folder, "run", mix(a="demo:photo", b="demo:anime"), cache_dir=cache)
+    return folder / "run"
 
 
 @pytest.fixture

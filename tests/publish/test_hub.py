@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from runner.errors import PublishError, UsageError
 from runner.publish.hub import checked_repository
 from runner.publish.publication import publish_run
 from runner.publish.target import Target
+from tests.command import run
 from tests.publish.hub_server import TOKEN, Hub, served
 
 
@@ -77,19 +75,9 @@ def test_a_folder_arrives_whole_and_a_repository_may_be_public(folder_run: Path,
 
 def test_from_the_command_line_it_is_one_line(file_run: Path, hub: Hub) -> None:
     """In a process of its own, where the client knows the hub from the environment alone."""
-    command = [
-        *("job=publish", f"run={file_run}", "publish=hub", "publish.repository=me/mix"),
-        "publish.dry_run=false",
-    ]
-    done = subprocess.run(
-        [sys.executable, "-m", "runner", *command],
-        cwd=file_run.parent,
-        env={**os.environ, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(file_run.parent / "home")},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    arguments = ["job=publish", f"run={file_run}", "publish=hub", "publish.repository=me/mix"]
+    home = str(file_run.parent / "home")
+    done = run(file_run.parent, *arguments, "publish.dry_run=false", HF_HUB_DISABLE_XET="1", HF_HOME=home)
     assert (done.returncode, done.stdout, done.stderr) == (0, "hub me/mix: published\n", "")
     assert hub.files is not None and "mix.safetensors" in hub.files
 

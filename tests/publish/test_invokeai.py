@@ -6,10 +6,9 @@ It answers three of its routes, refuses what the document does not know, and ins
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -20,6 +19,7 @@ from blake3 import blake3
 from runner.errors import PublishError, UsageError
 from runner.publish.invokeai import checked_url, register
 from runner.publish.target import CHECKPOINT, DRY_RUN, PIPELINE, PUBLISHED, THERE, Model, Target
+from tests.serving import serving
 
 # What InvokeAI 6.8 documents of POST /api/v2/models/install: its query, and the fields of its body.
 QUERY = {"source", "inplace", "access_token"}
@@ -100,16 +100,8 @@ def invokeai() -> Iterator[InvokeAI]:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    state.url = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with serving(Handler) as state.url:
         yield state
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @pytest.fixture

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
+from runner.config import Job
 from runner.errors import MismatchError, PublishError, UsageError
 from runner.publish.finished import finished_model
 from runner.publish.publication import announce, publish, publish_run
 from runner.publish.target import CHECKPOINT, PIPELINE, Model, Target
+from tests import command
 from tests.build import write_models
-from tests.publish.conftest import merged, mix, settings
+from tests.publish.conftest import mix
+from tests.runs import made
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "runner" / "schemas" / "run.json").read_text())
 RECIPE = mix(a="a.safetensors", b="b.safetensors")
@@ -46,10 +47,11 @@ def record(run: Path) -> Any:
 def test_a_merge_publishes_after_its_record_and_again_later(
     folder: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = merged("mix", RECIPE, settings(folder, cache, a1111(folder)), folder / "out")
+    out, plain = folder / "out", folder / "plain"
+    made(folder, "out", RECIPE, cache_dir=cache, publish=a1111(folder))
     assert capsys.readouterr().out.splitlines()[-1] == f"a1111 {PLACE}: linked"
     assert (folder / "ui" / PLACE).samefile(out / "mix.safetensors")
-    plain = merged("mix", RECIPE, settings(folder, cache), folder / "plain")
+    made(folder, "plain", RECIPE, cache_dir=cache)
     assert (plain / "mix.safetensors").read_bytes() == (out / "mix.safetensors").read_bytes()
     publish_run(out, a1111(folder), None, offline=False)
     publish_run(plain, a1111(folder), None, offline=False)  # the same bytes of another run
@@ -63,7 +65,7 @@ def test_a_publication_that_fails_leaves_the_merge_done(
 ) -> None:
     (folder / "ui" / PLACE).write_bytes(b"another")
     with pytest.raises(PublishError) as caught:
-        merged("mix", RECIPE, settings(folder, cache, a1111(folder)), folder / "out")
+        made(folder, "out", RECIPE, cache_dir=cache, publish=a1111(folder))
     error, hint = caught.value.lines()
     assert caught.value.exit_code == 7
     assert error.startswith("runner: error[E-PUBLISH]: the model is in place, publishing failed: ")
@@ -84,7 +86,7 @@ def test_a_place_that_went_away_during_the_merge_is_no_other_failure(file_run: P
 def test_a_plan_says_where_and_writes_nothing(
     folder: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    merged("mix", RECIPE, settings(folder, cache, a1111(folder), "plan"), folder / "out")
+    made(folder, "out", RECIPE, job=Job("plan"), cache_dir=cache, publish=a1111(folder))
     expected = f"publish\n  a1111: {folder / 'ui' / PLACE}, hard link, or copy\n"
     assert expected in capsys.readouterr().out and not (folder / "ui" / PLACE).exists()
 
@@ -92,7 +94,7 @@ def test_a_plan_says_where_and_writes_nothing(
 def test_a_target_that_cannot_load_the_result_is_told_before_the_merge(folder: Path, cache: Path) -> None:
     recipe = mix(a="demo:photo", b="demo:anime")
     with pytest.raises(UsageError, match="the result is a folder"):
-        merged("mix", recipe, settings(folder, cache, a1111(folder)), folder / "out")
+        made(folder, "out", recipe, cache_dir=cache, publish=a1111(folder))
     assert not (folder / "out" / "mix").exists()
 
 
@@ -119,14 +121,7 @@ def test_the_command_line_has_the_settings_of_a_target_and_no_recipe_has(tmp_pat
         (["publish.root=ui"], 2, '"publish.root": no target is chosen that has this setting'),
         (["job=plan", "+recipe.publish=hub"], 3, "publish: unknown parameter"),
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", "runner", *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
+        done = command.run(tmp_path, *arguments)
         assert done.returncode == code and words in done.stderr, done.stderr
 
 

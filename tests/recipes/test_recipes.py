@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +21,16 @@ from runner.methods import METHODS
 from runner.proof.job import replay_job
 from runner.run import run as run_recipe
 from runner.view import view_of
+from tests import command
 from tests.build import here
 from tests.recipes.build import OF_ARCHITECTURES, RECIPES, small_models, with_small_models
-from tests.test_record import settings
+from tests.runs import settings
 
 LORAS = {path for path in RECIPES if path.stem in ("extract_lora", "join_loras")}
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "runner", *arguments, "progress=off"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+def run(folder: Path, *arguments: str) -> command.Done:
+    return command.run(folder, *arguments, "progress=off", timeout=600)
 
 
 @pytest.fixture(scope="module")

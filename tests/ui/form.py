@@ -10,29 +10,11 @@ from pathlib import Path
 from textual.pilot import Pilot
 from textual.widgets import Input, Static
 
-from runner.config import Job, Settings
-from runner.place import Devices
 from runner.ui import store
 from runner.ui.app import Compose, fresh
+from tests.ui.settings import settings
 
 PATIENCE = 60.0  # seconds; the machine may be busy
-
-
-def settings(cache: Path, models_dir: Path = Path()) -> Settings:
-    return Settings(
-        job=Job("compose"),
-        placement=Devices(None, {}),
-        models_dir=models_dir,
-        output_dir=None,
-        cache_dir=cache,
-        memory=None,
-        threads=0,
-        tile_elements=262144,
-        digests="remember",
-        verify=True,
-        progress="off",
-        hub="offline",
-    )
 
 
 def composer(cache: Path, name: str | None = None, models_dir: Path = Path()) -> Compose:

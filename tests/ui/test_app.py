@@ -135,6 +135,22 @@ def test_a_curve_by_block_and_a_preset(cache: Path) -> None:
     drive(steps())
 
 
+def test_a_vae_is_chosen_for_the_result(cache: Path) -> None:
+    async def steps() -> None:
+        app = composer(cache)
+        async with app.run_test(size=(120, 40)) as pilot:
+            for role, model in (("a", "photo"), ("b", "anime")):
+                await choose(pilot, f"#role-{role}", model)
+            await choose(pilot, "#vae", "demo:base")
+            await checked(pilot, app)
+            assert says(app, "#plan").startswith("✓")
+            assert app.draft.text.endswith("components: {vae: demo:base}\n")
+            await choose(pilot, "#vae", "merged like")
+            assert "components" not in app.draft.text
+
+    drive(steps())
+
+
 def test_a_merge_in_the_place_of_a_model(cache: Path) -> None:
     async def steps() -> None:
         app = composer(cache)

@@ -7,20 +7,13 @@ from pathlib import Path
 import pytest
 
 from runner.compose import DATA_ROOT
-from runner.config import Job, Settings
 from runner.library.headers import Facts
 from runner.methods import find_method
-from runner.place import Devices
 from runner.ui.check import check
-from runner.ui.choices import demo_choices, found_models, looked_at, primary_facts, why_not
+from runner.ui.choices import demo_choices, found_models, looked_at, primary_facts, why_no_vae, why_not
 from runner.ui.draft import Draft
 from tests.build import write_models
-
-
-def settings(cache: Path, models_dir: Path) -> Settings:
-    threads, tile = 1, 262144
-    places = (Devices(None, {}), models_dir, None, cache, None)
-    return Settings(Job("compose"), *places, threads, tile, "remember", True, "off", "offline")
+from tests.ui.settings import settings
 
 
 def test_mistakes_have_their_lines(cache: Path) -> None:
@@ -103,6 +96,22 @@ SD1, XL = Facts("folder", "sd1"), Facts("folder", "sdxl")
 )
 def test_why_a_model_does_not_fit(facts: Facts | None, method: str, primary: Facts, reason: str) -> None:
     assert why_not(facts, find_method(method, None), "b", primary) == reason
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        (None, ""),
+        (SD1, ""),
+        (Facts("vae"), ""),
+        (XL, "Stable Diffusion XL, the first model is Stable Diffusion 1.x"),
+        (Facts("lora", "sd1"), "a lora has no VAE"),
+        (Facts("text_encoder", "sd1"), "a text encoder has no VAE"),
+        (Facts("checkpoint", problem="it is cut off"), "it is cut off"),
+    ],
+)
+def test_why_a_model_gives_no_vae(facts: Facts | None, reason: str) -> None:
+    assert why_no_vae(facts, SD1) == reason
 
 
 def test_the_demo_models_are_what_they_are_said_to_be(cache: Path) -> None:

@@ -134,3 +134,11 @@ def test_a_recipe_in_memory_is_composed_as_hydra_composes_its_file(path: Path) -
     found = recipe_in(Draft(path.stem, path.read_text()).file)
     assert found.tree == expected.tree
     assert parse_recipe(found.name, found.tree, lambda path: Location("x"))
+
+
+def test_a_component_is_taken_from_a_source_and_given_back() -> None:
+    draft = Draft("x", "method: weighted_sum\nmodels: {a: x, b: y}\noutput: {name: z}\n")
+    baked = draft.with_component("vae", "kl.safetensors")
+    assert baked.value(("components", "vae")) == "kl.safetensors"
+    assert list(baked.file.tree) == ["method", "models", "components", "output"]
+    assert baked.with_component("vae", None).text == draft.text

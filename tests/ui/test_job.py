@@ -13,6 +13,7 @@ import pytest
 
 from runner.ui.job import for_runs
 from runner.ui.running import command
+from tests.command import python, run
 
 WITHOUT = """
 import sys
@@ -23,20 +24,8 @@ main()
 """
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        stdin=subprocess.DEVNULL,
-    )
-
-
 def test_without_the_extra_one_line_says_what_to_install(tmp_path: Path) -> None:
-    done = run(tmp_path, "-c", WITHOUT)
+    done = python(tmp_path, WITHOUT)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
         "runner: error[E-USAGE]: job=compose needs textual, not installed here",
@@ -55,7 +44,7 @@ def test_without_the_extra_one_line_says_what_to_install(tmp_path: Path) -> None
 )
 def test_what_cannot_be_shown_is_said(argument: str, said: str, tmp_path: Path) -> None:
     pytest.importorskip("textual", reason="NOT TESTED: the composer; pip install 'runner[ui]'")
-    done = run(tmp_path, "-m", "runner", "job=compose", argument)
+    done = run(tmp_path, "job=compose", argument)
     assert done.returncode == 2 and said in done.stderr
 
 
@@ -109,5 +98,5 @@ def test_a_recipe_of_any_path_is_run(tmp_path: Path) -> None:
     path.write_text("method: copy\nmodels: {a: demo:photo}\n")
     *_, recipe, _, last = command(path, [])
     assert last == "progress=lines"
-    done = run(tmp_path, "-m", "runner", recipe, "job=plan")
+    done = run(tmp_path, recipe, "job=plan")
     assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ pytest.importorskip("textual_serve", reason="NOT TESTED: the composer in a brows
 
 from aiohttp import ClientSession, WSMsgType, WSServerHandshakeError, web
 
-from runner.ui.server import HOST, LocalServer
+from runner.ui.server import HOST, LocalServer, form_command
 
 # What a form in a browser says first, and nothing else: the program behind the socket is not what is tested.
 PROGRAM = [sys.executable, "-c", "import sys; print('__GANGLION__', flush=True); sys.stdin.buffer.read(1)"]
@@ -116,3 +116,11 @@ def test_nothing_but_the_forms_own_files_is_served(path: str) -> None:
             assert found.status in (403, 404)
 
     drive(steps)
+
+
+@pytest.mark.parametrize(
+    "said", ["job.browser=true", "++job.browser=true", "+job.port=8000", "job.confined=false"]
+)
+def test_a_form_in_a_browser_is_confined_and_serves_no_other(said: str) -> None:
+    command = form_command(["job=compose", said, "threads=2"])
+    assert command[1:] == ["-m", "runner", "job=compose", "threads=2", "job.confined=true"]

@@ -164,3 +164,10 @@ def test_what_no_recipe_may_say_is_refused(value: object) -> None:
 def test_a_text_that_is_no_recipe_is_refused_and_not_touched() -> None:
     with pytest.raises(RecipeError, match="an anchor"):
         with_value("method: &x weighted_sum\nmodels: {}\n", ("seed",), 1)
+
+
+def test_parameters_and_policies_come_before_what_is_said_of_the_result() -> None:
+    text = "method: weighted_sum\nmodels: {a: x, b: y}\nprediction_type: epsilon\noutput: {name: z}\n"
+    text = with_value(with_value(text, ("missing",), "keep"), ("alpha",), 0.3)
+    keys = [line.partition(":")[0] for line in text.splitlines()]
+    assert keys == ["method", "models", "alpha", "missing", "prediction_type", "output"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,18 @@ def test_the_first_folder_of_the_environment_is_where_recipes_go(
 ) -> None:
     monkeypatch.setenv("RUNNER_RECIPES", f"{folder / 'one'}:{folder / 'two'}")
     assert store.path_of("x") == folder / "one" / "x.yaml"
+
+
+def test_a_lock_beside_a_recipe_is_no_recipe(folder: Path) -> None:
+    store.save(store.path_of("mix"), "mine", "")
+    (folder / "recipes" / "mix.lock.yaml").write_text("lock: 1\n")
+    assert store.names() == ["mix"]
+
+
+def test_a_name_too_long_for_a_file_is_that_of_no_recipe() -> None:
+    assert store.opened("x" * 300) is None
+
+
+def test_separators_alone_name_no_folder_of_recipes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNNER_RECIPES", os.pathsep)
+    assert store.own_folder() == folder / "recipes"
