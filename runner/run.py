@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from runner.config import Settings
 from runner.describe import describe, report, report_of_earlier
 from runner.digests import InputDigests, model_digest, remembered
 from runner.earlier import finished, finished_output
-from runner.errors import InputError, MismatchError, OutputError, quote
+from runner.errors import InputError, KeyPath, Location, MismatchError, OutputError, quote
 from runner.files import InputFile, look
 from runner.formats.safetensors import read_header
 from runner.locking import Held, held, lock_here, locked_output, with_digests, write_lock
@@ -30,7 +30,7 @@ from runner.provenance import merge_identities
 from runner.publish.finished import finished_model
 from runner.publish.publication import announce, publish
 from runner.publish.target import Model, kind_of
-from runner.recipe import parse_recipe
+from runner.recipe import Recipe, parse_recipe
 from runner.record import RunRecord
 from runner.resolve import Resolved, resolve
 from runner.statement import statement_of
@@ -81,19 +81,11 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
         with record.stage("resolve"):
             parsed = parse_recipe(recipe.name, recipe.tree, recipe.locate)
             lock = held(recipe, settings.locked)
-            offline = settings.hub == "offline"
-            resolved = resolve(
-                with_digests(parsed, lock),
-                recipe.locate,
-                settings.models_dir,
-                settings.cache_dir,
-                offline,
-                settings.model_folders,
-            )
+            resolved = resolved_by(with_digests(parsed, lock), recipe.locate, settings)
             record.resolved(resolved)
         with record.stage("plan"):
             plan = plan_with_origins(resolved)
-            placement = _place(plan, settings)
+            placement = placed(plan, settings)
             record.planned(plan, placement)
             announced = _announced(plan, settings, output_dir)
         free = free_bytes(output_dir)
@@ -135,7 +127,33 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
     return Outcome(path, record)
 
 
-def _place(plan: Plan, settings: Settings) -> Placement:
+def resolved_by(recipe: Recipe, locate: Callable[[KeyPath], Location], settings: Settings) -> Resolved:
+    """A recipe with its models opened, from where the settings say models are.
+
+    Args:
+        recipe: what to merge.
+        locate: where the value at a key path was written, for errors.
+        settings: how to run.
+
+    Raises:
+        RunnerError: as of resolve.
+    """
+    return resolve(
+        recipe,
+        locate,
+        settings.models_dir,
+        settings.cache_dir,
+        settings.hub == "offline",
+        settings.model_folders,
+    )
+
+
+def placed(plan: Plan, settings: Settings) -> Placement:
+    """Gives each job of a plan a device that the settings allow; job=plan alone may plan for absent GPUs.
+
+    Raises:
+        RunnerError: as of place.
+    """
     return place(
         plan,
         settings.placement,
@@ -232,7 +250,7 @@ def build(
             ) as digests,
         ):
             plan = _with_ranks(plan, placement, digests, settings)
-        placement = _place(plan, settings)
+        placement = placed(plan, settings)
         record.planned(plan, placement)
     for warning in plan.warnings:
         record.warn(warning)

@@ -24,7 +24,6 @@ from runner.guard import RecipeFile
 from runner.imports import own
 from runner.library.lookup import Library
 from runner.origins import plan_with_origins
-from runner.place import place
 from runner.plan import Plan
 from runner.progress import progress
 from runner.proof.difference import DIFFERENT, IDENTICAL, Difference, difference
@@ -34,8 +33,8 @@ from runner.proof.recorded import RECORD, NewerError, Recorded
 from runner.provenance import methods
 from runner.recipe import Merge, Recipe, Source, parse_recipe
 from runner.record import RunRecord
-from runner.resolve import Resolved, resolve
-from runner.run import build, input_identities, write_beside
+from runner.resolve import Resolved
+from runner.run import build, input_identities, placed, resolved_by, write_beside
 from runner.write import check_place, write_file
 
 CANNOT = "CANNOT REPLAY"
@@ -191,14 +190,7 @@ def resolved_again(recipe: Recipe, said: Recorded, settings: Settings) -> Resolv
         CannotReplayError: this version does not know a method or a parameter, or has another version of it.
     """
     try:
-        return resolve(
-            recipe,
-            _located(said),
-            settings.models_dir,
-            settings.cache_dir,
-            settings.hub == "offline",
-            settings.model_folders,
-        )
+        return resolved_by(recipe, _located(said), settings)
     except (RecipeError, IncompatibleError) as error:
         raise _unknown(said, error.message) from error
     except InputError as error:  # the inputs were there a moment ago: it is the folder of the configs
@@ -248,7 +240,7 @@ def replay(
     plan = plan_with_origins(resolved)
     check_methods(plan, [said, *(one for one in texts if one.kind == RECORD)])
     settings = replace(settings, digests="fresh")
-    placement = place(plan, settings.placement, settings.memory, settings.threads, settings.tile_elements)
+    placement = placed(plan, settings)
     record = _record_like(said)
     record.resolved(resolved)
     record.planned(plan, placement)
