@@ -17,7 +17,7 @@ from runner.compose import ComposedRecipe
 from runner.config import Settings
 from runner.describe import describe, report, report_of_earlier
 from runner.digests import InputDigests, model_digest, remembered
-from runner.earlier import finished, finished_output
+from runner.earlier import Finished, finished, finished_output
 from runner.errors import InputError, KeyPath, Location, MismatchError, OutputError, quote
 from runner.files import InputFile, look
 from runner.formats.safetensors import read_header
@@ -76,7 +76,7 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
     """
     record = RunRecord(recipe.files, recipe.overrides, folder / "run.log")
     output_dir = settings.output_dir or folder
-    path = None
+    path = made = done = None
     try:
         with record.stage("resolve"):
             parsed = parse_recipe(recipe.name, recipe.tree, recipe.locate)
@@ -91,18 +91,20 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
         free = free_bytes(output_dir)
         text = describe(plan, placement, free, announced, all_keys=settings.job.keys == "all")
         log.debug("%s", text)
-        made = None
         if lock is not None and settings.job.name != "lock":
             for warning in lock.check(plan, record, remembered(plan.resolved.files, _memory(settings))):
                 record.warn(warning)
         if settings.job.name == "merge":
-            if not settings.rerun and (found := _finished(plan, settings, folder, output_dir, record, lock)):
-                return found
-            for name in ("run.json", CARD, _statement_name(plan.layout)):
-                # Of an earlier run in this folder: they must not stand beside another model.
-                (folder / name).unlink(missing_ok=True)
-            path, made = merge(plan, placement, settings, output_dir, record, lock)
-            text = report(path, plan, record)
+            if not settings.rerun:
+                done = _finished(plan, settings, folder, output_dir, record, lock)
+            if done is None:
+                for name in ("run.json", CARD, _statement_name(plan.layout)):
+                    # Of an earlier run in this folder: they must not stand beside another model.
+                    (folder / name).unlink(missing_ok=True)
+                path, made = merge(plan, placement, settings, output_dir, record, lock)
+                text = report(path, plan, record)
+            else:
+                path, text = done.path, report_of_earlier(done.path, record)
         elif settings.job.name == "lock":
             path, text = _write_lock(recipe, plan, settings, folder, record, lock)
     except BaseException as error:
@@ -110,21 +112,23 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
         with suppress(OutputError):  # the error on its way says more
             write_file(folder / "run.json", record.text().encode())
         raise
-    try:
-        text_of_record = record.text().encode()
-        write_file(folder / "run.json", text_of_record)
-        if made is not None:
-            write_beside(folder, plan, made, record, text_of_record)
-    except OutputError as error:
-        if path is not None:
-            raise OutputError(
-                f"{quote(path)} is in place and verified; its record is not: {error}"
-            ) from error
-        raise
+    if done is None:
+        try:
+            text_of_record = record.text().encode()
+            write_file(folder / "run.json", text_of_record)
+            if made is not None:
+                write_beside(folder, plan, made, record, text_of_record)
+        except OutputError as error:
+            if path is not None:
+                raise OutputError(
+                    f"{quote(path)} is in place and verified; its record is not: {error}"
+                ) from error
+            raise
     say(text)
-    if made is not None and settings.publish is not None:
-        publish(settings.publish, finished_model(folder, output_dir), folder)
-    return Outcome(path, record)
+    if path is not None and settings.job.name == "merge" and settings.publish is not None:
+        home = done.folder if done else folder
+        publish(settings.publish, finished_model(home, path.parent), home)
+    return Outcome(path, record, earlier=done is not None)
 
 
 def resolved_by(recipe: Recipe, locate: Callable[[KeyPath], Location], settings: Settings) -> Resolved:
@@ -296,8 +300,8 @@ def build(
 
 def _finished(
     plan: Plan, settings: Settings, folder: Path, output_dir: Path, record: RunRecord, lock: Held | None
-) -> Outcome | None:
-    """The model that a merge would make, if an earlier run made it; says where it is.
+) -> Finished | None:
+    """The model that a merge would make, if an earlier run made it; the record tells of it too.
 
     Raises:
         MismatchError: it is not what the recipe or its lock says.
@@ -317,10 +321,7 @@ def _finished(
         lock.check(plan, record, known)
         for warning in lock.check_output(plan, record, known, record.deterministic["output"]):
             record.warn(warning)
-    say(report_of_earlier(done.path, record))
-    if settings.publish is not None:
-        publish(settings.publish, finished_model(done.folder, done.path.parent), done.folder)
-    return Outcome(done.path, record, earlier=True)
+    return done
 
 
 def _write_lock(

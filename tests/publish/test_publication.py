@@ -11,11 +11,13 @@ from typing import Any
 import jsonschema
 import pytest
 
+from runner.compose import ComposedRecipe
 from runner.errors import MismatchError, PublishError, UsageError
 from runner.publish.finished import finished_model
 from runner.publish.publication import announce, publish, publish_run
 from runner.publish.target import CHECKPOINT, PIPELINE, Model, Target
-from tests.build import write_models
+from runner.run import run
+from tests.build import here, write_models
 from tests.publish.conftest import merged, mix, settings
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "runner" / "schemas" / "run.json").read_text())
@@ -73,6 +75,20 @@ def test_a_publication_that_fails_leaves_the_merge_done(
     assert (folder / "ui" / PLACE).read_bytes() == b"another"
     said = record(folder / "out")
     assert said["error"] is None and said["published"][0]["result"] == "failed"
+
+
+def test_a_publication_of_an_earlier_merge_that_fails_leaves_its_record_as_it_was(
+    folder: Path, cache: Path
+) -> None:
+    out = merged("mix", RECIPE, settings(folder, cache), folder / "out")
+    before = record(out)
+    (folder / "ui" / PLACE).write_bytes(b"another")
+    for _ in range(2):  # a record that was lost would have the model merged again
+        with pytest.raises(PublishError):
+            run(ComposedRecipe("mix", RECIPE, (), (), here), settings(folder, cache, a1111(folder)), out)
+    said = record(out)
+    assert [one["result"] for one in said.pop("published")] == ["failed", "failed"]
+    assert said == before and said["error"] is None
 
 
 def test_a_place_that_went_away_during_the_merge_is_no_other_failure(file_run: Path, folder: Path) -> None:
