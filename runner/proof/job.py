@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from runner.library.lookup import Library
 from runner.progress import progress, say
 from runner.proof import compare as comparing
 from runner.proof.difference import EQUIVALENT, IDENTICAL
-from runner.proof.finding import Finder, Wanted
+from runner.proof.finding import Finder, wanted
 from runner.proof.places import places_of
-from runner.proof.replay import CANNOT, Replay, replay
+from runner.proof.replay import CANNOT, Replay, recipe_of, replay
 from runner.proof.verify import (
     MISMATCH,
     UNPROVEN,
@@ -72,11 +73,14 @@ def _verify_inputs(found: Verification, settings: Settings) -> None:
     said = found.inputs
     if said is None or not said.inputs:
         raise UsageError("job.inputs: nothing says what this model was merged from")
+    recipe = None
+    with suppress(CannotReplayError):  # what cannot be done again can still be asked for
+        recipe = recipe_of(said)
     library = Library((settings.models_dir, *settings.model_folders), settings.cache_dir)
     total = sum(one.nbytes or 0 for one in said.inputs)
     with progress(total, "inputs", settings.progress) as advance:
         finder = Finder(library, settings.hub == "offline", settings.threads or 1, advance)
-        found.findings += inputs_found(finder.find([Wanted(one) for one in said.inputs]))
+        found.findings += inputs_found(finder.find(wanted(said, recipe)))
 
 
 def _told(model: Path | None, found: Verification) -> str:

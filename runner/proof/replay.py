@@ -9,7 +9,6 @@ from typing import Any
 
 from runner.canonical import canonical_json, canonical_recipe
 from runner.config import Settings
-from runner.ema import users
 from runner.errors import (
     CannotReplayError,
     IncompatibleError,
@@ -27,7 +26,7 @@ from runner.origins import plan_with_origins
 from runner.plan import Plan
 from runner.progress import progress
 from runner.proof.difference import DIFFERENT, IDENTICAL, Difference, difference
-from runner.proof.finding import Finder, There, Wanted
+from runner.proof.finding import Finder, There, wanted
 from runner.proof.places import RECORD_NAME, Places, recorded_at
 from runner.proof.recorded import RECORD, NewerError, Recorded
 from runner.provenance import methods
@@ -90,11 +89,9 @@ def find_inputs(
     Raises:
         CannotReplayError: some are not there; names them.
     """
-    means = {roles_at(path) for path in users(recipe.merge)}
-    wanted = [Wanted(one, any(role in means for role in one.roles)) for one in said.inputs]
     library = Library((settings.models_dir, *settings.model_folders), settings.cache_dir)
     finder = Finder(library, settings.hub == "offline", settings.threads or 1, advance)
-    there = finder.find(wanted)
+    there = finder.find(wanted(said, recipe))
     if lacking := [one for one in there if one.name is None]:
         raise CannotReplayError(
             "\n".join(map(_lacking, lacking)),
