@@ -244,58 +244,56 @@ def build(
     Yields:
         The model under its partial name, and what it is known by.
     """
-    files = plan.resolved.files
-    if plan.is_bound:
-        check_room(plan.layout, target)
+    with InputDigests(
+        plan.resolved.files, _memory(settings), placement.threads, computed=computed
+    ) as digests:
+        if plan.is_bound:
+            check_room(plan.layout, target)
+            with record.stage("ranks"):
+                plan = _with_ranks(plan, placement, digests, settings)
+            placement = placed(plan, settings)
+            record.planned(plan, placement)
+        for warning in plan.warnings:
+            record.warn(warning)
         with (
-            record.stage("ranks"),
-            InputDigests(
-                plan.resolved.files, _memory(settings), placement.threads, computed=computed
-            ) as digests,
+            Staging(plan.layout, target, checked=settings.verify) as staging,
+            progress(plan.layout.nbytes, target.name, settings.progress) as advance,
         ):
-            plan = _with_ranks(plan, placement, digests, settings)
-        placement = placed(plan, settings)
-        record.planned(plan, placement)
-    for warning in plan.warnings:
-        record.warn(warning)
-    with (
-        Staging(plan.layout, target, checked=settings.verify) as staging,
-        InputDigests(files, _memory(settings), placement.threads, computed=computed) as digests,
-        progress(plan.layout.nbytes, target.name, settings.progress) as advance,
-    ):
-        if staging.stale:
-            record.warn(f"removed what a killed run had left in {quote(target.parent)}")
-        check_sources(plan.resolved, digests.known)
-        with record.stage("import"):
-            from runner.execute import execute
-        with record.stage("execute"):
-            drawn = merge_identities(plan.resolved, digests.wait()) if plan.draws else {}
-            outcome = execute(plan, placement, staging, advance, drawn)
-            for warning in outcome.warnings:
-                record.warn(warning)
-        with record.stage("digest"):
-            known = digests.wait()
-            check_sources(plan.resolved, known)
+            if staging.stale:
+                record.warn(f"removed what a killed run had left in {quote(target.parent)}")
+            check_sources(plan.resolved, digests.known)
+            with record.stage("import"):
+                from runner.execute import execute
+            with record.stage("execute"):
+                drawn = merge_identities(plan.resolved, digests.wait()) if plan.draws else {}
+                outcome = execute(plan, placement, staging, advance, drawn)
+                for warning in outcome.warnings:
+                    record.warn(warning)
+            with record.stage("digest"):
+                known = digests.wait()
+                check_sources(plan.resolved, known)
+                if lock is not None:
+                    lock.check(plan, record, known)
+                layout, card = layout_with_origins(plan, known)
+                staging.fill(layout)
+            with record.stage("sync"):
+                staging.stamp(outcome.contents)
+                staging.sync()
+            with record.stage("verify" if settings.verify else "hash"):
+                hashes = staging.read_back(outcome.written, placement.threads)
+                if settings.verify:
+                    _parse_again(staging)
+            record.read(plan.resolved, known)
+            sidecar = record.written(replace(plan, layout=layout), outcome, hashes)
             if lock is not None:
-                lock.check(plan, record, known)
-            layout, card = layout_with_origins(plan, known)
-            staging.fill(layout)
-        with record.stage("sync"):
-            staging.stamp(outcome.contents)
-            staging.sync()
-        with record.stage("verify" if settings.verify else "hash"):
-            hashes = staging.read_back(outcome.written, placement.threads)
-            if settings.verify:
-                _parse_again(staging)
-        record.read(plan.resolved, known)
-        sidecar = record.written(replace(plan, layout=layout), outcome, hashes)
-        if lock is not None:
-            for warning in lock.check_output(plan, record, known, record.deterministic["output"]):
-                record.warn(warning)
-        if plan.keeps_primary and not any(difference for difference, _ in outcome.moved.values()):
-            record.warn(f"the result equals {quote(plan.resolved.primary.checkpoint.label)}: nothing moved")
-        outputs = [str(one.sha256) for one in hashes]
-        yield staging, Made(layout, card, known, outputs, sidecar, outcome.tensors)
+                for warning in lock.check_output(plan, record, known, record.deterministic["output"]):
+                    record.warn(warning)
+            if plan.keeps_primary and not any(difference for difference, _ in outcome.moved.values()):
+                record.warn(
+                    f"the result equals {quote(plan.resolved.primary.checkpoint.label)}: nothing moved"
+                )
+            outputs = [str(one.sha256) for one in hashes]
+            yield staging, Made(layout, card, known, outputs, sidecar, outcome.tensors)
 
 
 def _finished(
