@@ -11,8 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from runner.card import NAME as CARD
-from runner.checkpoint import Layout
+from runner.checkpoint import CARD, RECORD, STATEMENT_SUFFIX, Layout
 from runner.compose import ComposedRecipe
 from runner.config import Settings
 from runner.describe import describe, report, report_of_earlier
@@ -98,7 +97,7 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
             if not settings.rerun:
                 done = _finished(plan, settings, folder, output_dir, record, lock)
             if done is None:
-                for name in ("run.json", CARD, _statement_name(plan.layout)):
+                for name in (RECORD, CARD, _statement_name(plan.layout)):
                     # Of an earlier run in this folder: they must not stand beside another model.
                     (folder / name).unlink(missing_ok=True)
                 path, made = merge(plan, placement, settings, output_dir, record, lock)
@@ -110,12 +109,12 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
     except BaseException as error:
         record.failed(error)
         with suppress(OutputError):  # the error on its way says more
-            write_file(folder / "run.json", record.text().encode())
+            write_file(folder / RECORD, record.text().encode())
         raise
     if done is None:
         try:
             text_of_record = record.text().encode()
-            write_file(folder / "run.json", text_of_record)
+            write_file(folder / RECORD, text_of_record)
             if made is not None:
                 write_beside(folder, plan, made, record, text_of_record)
         except OutputError as error:
@@ -369,7 +368,7 @@ def write_beside(folder: Path, plan: Plan, made: Made, record: RunRecord, text: 
 
 
 def _statement_name(layout: Layout) -> str:
-    return f"{layout.name}.intoto.json"
+    return f"{layout.name}{STATEMENT_SUFFIX}"
 
 
 def _parse_again(staging: Staging) -> None:

@@ -160,7 +160,6 @@ def compare_job(settings: Settings) -> dict[str, Any]:
         hint = "python -m runner job=compare job.a=RUN job.b=RUN"
         raise UsageError(f"job.{'a' if job.a is None else 'b'} is missing", hint=hint)
     first, second = (comparing.run_of(places_of(path, settings.output_dir)) for path in (job.a, job.b))
-    sections = comparing.sections(first, second, settings)
     if job.json:
         tensors = comparing.tensor_changes(first, second)
         answer = {
@@ -175,7 +174,7 @@ def compare_job(settings: Settings) -> dict[str, Any]:
         say(json.dumps(answer, indent=1, ensure_ascii=False))
     else:
         lines = comparing.head(first, second)
-        for name, content in sections or [("nothing changed", [])]:
+        for name, content in comparing.sections(first, second, settings) or [("nothing changed", [])]:
             lines += ["", name, *content]
         say("\n".join(lines))
     return {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.canonical import canonical_json, canonical_recipe
+from runner.checkpoint import RECORD
 from runner.config import Settings
 from runner.errors import (
     CannotReplayError,
@@ -27,10 +28,10 @@ from runner.plan import Plan
 from runner.progress import progress
 from runner.proof.difference import DIFFERENT, IDENTICAL, Difference, difference
 from runner.proof.finding import Finder, There, wanted
-from runner.proof.places import RECORD_NAME, Places, recorded_at
-from runner.proof.recorded import RECORD, NewerError, Recorded
+from runner.proof.places import Places, recorded_at
+from runner.proof.recorded import NewerError, Recorded
 from runner.provenance import methods
-from runner.recipe import Merge, Recipe, Source, parse_recipe, roles_at
+from runner.recipe import Recipe, Source, parse_recipe, roles_at
 from runner.record import RunRecord
 from runner.resolve import Resolved
 from runner.run import build, input_identities, placed, resolved_by, write_beside
@@ -138,20 +139,9 @@ def _located(said: Recorded) -> Callable[[KeyPath], Location]:
 
 
 def _with_sources(recipe: Recipe, change: Callable[[Source], Source]) -> Recipe:
-    def merge(one: Merge) -> Merge:
-        models = {
-            role: change(model) if isinstance(model, Source) else merge(model)
-            for role, model in one.models.items()
-        }
-        return replace(one, models=models)
-
     config = recipe.output.config
-    return replace(
-        recipe,
-        merge=merge(recipe.merge),
-        components={name: change(source) for name, source in recipe.components.items()},
-        output=replace(recipe.output, config=change(config) if config else None),
-    )
+    output = replace(recipe.output, config=change(config) if config else None)
+    return replace(recipe.with_sources(change), output=output)
 
 
 def with_files(recipe: Recipe, there: list[There]) -> Recipe:
@@ -249,7 +239,7 @@ def replay(
     sha256 = record.deterministic["output"]["sha256"]
     if settings.job.keep:
         text_of_record = record.text().encode()
-        write_file(output_dir / RECORD_NAME, text_of_record)
+        write_file(output_dir / RECORD, text_of_record)
         write_beside(output_dir, plan, made, record, text_of_record)
     kept = target if settings.job.keep else None
     return Replay(word, said, sha256, reasons, found_difference, kept)

@@ -8,17 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner.canonical import canonical_json
-from runner.checkpoint import Checkpoint
+from runner.checkpoint import RECORD, Checkpoint
 from runner.errors import InputError, counted, escape, quote
 from runner.files import read_small
-from runner.formats import FORMATS
 from runner.formats.safetensors import CONTENT_HASH, read_header
 from runner.proof.contents import Contents, contents_of, inside
 from runner.proof.finding import There
-from runner.proof.places import Places
+from runner.proof.places import Places, opened
 from runner.proof.recorded import (
-    MAX_RECORD_BYTES,
-    RECORD,
     STATED,
     NewerError,
     Recorded,
@@ -27,6 +24,7 @@ from runner.proof.recorded import (
     read_text,
     tensors_of,
 )
+from runner.record import MAX_RECORD_BYTES
 from runner.tensor_digests import tensor_root
 
 VERIFIED, UNPROVEN, MISMATCH = "VERIFIED", "UNPROVEN", "MISMATCH"
@@ -105,7 +103,7 @@ def verify(places: Places, advance: Callable[[int], None]) -> Verification:
     found = Verification()
     texts = list(_texts(places, found))
     try:
-        contents = contents_of(_open(places.model), advance)
+        contents = contents_of(_merged(places.model), advance)
     except InputError as error:
         if error.tag in _NO_MODEL or not (places.sidecar or places.record or places.statement):
             raise
@@ -153,9 +151,9 @@ def _texts(places: Places, found: Verification) -> Iterator[Recorded]:
         found.witnesses.append(path.name)
 
 
-def _open(model: Path) -> Checkpoint:
-    entry = next(entry for entry in FORMATS.values() if entry.accepts(model))
-    checkpoint = entry.open(model, model.name, None)
+def _merged(model: Path) -> Checkpoint:
+    """A model that may be the result of a merge, by its headers."""
+    checkpoint = opened(model)
     for file in checkpoint.files:
         if not file.path.name.endswith(".safetensors") and checkpoint.format == "diffusers":
             what = "pickled weights, which no merge writes; nothing to verify"

@@ -120,12 +120,12 @@ def test_a_model_that_is_not_the_records_is_not_published(file_run: Path, folder
 
 
 def test_run_and_target_must_be_said(tmp_path: Path) -> None:
-    for run, target, words in (
+    for finished, target, words in (
         (None, Target("folder", tmp_path), "run=FOLDER is missing"),
         (tmp_path, None, "publish=TARGET is missing"),
     ):
         with pytest.raises(UsageError, match=words):
-            publish_run(run, target, None, offline=False)
+            publish_run(finished, target, None, offline=False)
 
 
 def test_the_command_line_has_the_settings_of_a_target_and_no_recipe_has(tmp_path: Path) -> None:
