@@ -54,6 +54,7 @@ class Job:
         json: of models, verify, replay and compare: whether the answer is for programs.
         inputs: of verify: whether the inputs are looked for and hashed too.
         proof: of verify: whether it fails if nothing vouches for the model.
+        key: of verify: the public key that the signature has to be by.
         keep: of replay: whether the model that is built is kept.
         ulps: of replay: by how many units in the last place tensors may differ that promise no more.
         a, b: of compare: the two runs.
@@ -80,6 +81,7 @@ class Job:
     json: bool = False
     inputs: bool = False
     proof: bool = False
+    key: Path | None = None
     keep: bool = False
     ulps: int = 0
     a: Path | None = None
@@ -109,6 +111,7 @@ class Settings:
     locked: bool = False
     rerun: bool = False
     resume: Path | None = None
+    sign_key: Path | None = None
 
 
 def settings_of(config: DictConfig) -> Settings:
@@ -144,6 +147,7 @@ def settings_of(config: DictConfig) -> Settings:
         locked=node.flag("locked"),
         rerun=node.flag("rerun"),
         resume=node.path("resume", "the folder of a sweep"),
+        sign_key=node.path("sign_key", "the file of a private key"),
     )
     for name in ("source", "run"):  # jobs that read one refer to it
         node.take(name)
@@ -170,7 +174,9 @@ def _job(node: _Node) -> Job:
         return Job(name, match=node.text("match"))
     if name == "verify":
         source, json = node.path("source", "a file or folder"), node.flag("json")
-        return Job(name, source=source, json=json, inputs=node.flag("inputs"), proof=node.flag("proof"))
+        inputs, proof = node.flag("inputs"), node.flag("proof")
+        key = node.path("key", "the file of a public key")
+        return Job(name, source=source, json=json, inputs=inputs, proof=proof, key=key)
     if name == "replay":
         source, json = node.path("source", "a file or folder"), node.flag("json")
         ulps = node.integer("ulps", 0, MAX_ULPS)

@@ -1,4 +1,4 @@
-"""The straight line: parse → resolve → plan → place → execute → write → record → publish."""
+"""The straight line: parse → resolve → plan → place → execute → write → record → sign → publish."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from runner.publish.target import Model, kind_of
 from runner.recipe import Recipe, parse_recipe
 from runner.record import RunRecord
 from runner.resolve import Resolved, resolve
+from runner.signing import key_digest, sign, signature_path, signing_key
 from runner.statement import statement_of
 from runner.write import Staging, check_place, check_room, free_bytes, write_file
 
@@ -87,8 +88,9 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
             placement = placed(plan, settings)
             record.planned(plan, placement)
             announced = _announced(plan, settings, output_dir)
+            signed = _signed(plan, settings)
         free = free_bytes(output_dir)
-        text = describe(plan, placement, free, announced, all_keys=settings.job.keys == "all")
+        text = describe(plan, placement, free, announced, signed, all_keys=settings.job.keys == "all")
         log.debug("%s", text)
         if lock is not None and settings.job.name != "lock":
             for warning in lock.check(plan, record, remembered(plan.resolved.files, _memory(settings))):
@@ -101,6 +103,8 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
                     # Of an earlier run in this folder: they must not stand beside another model.
                     (folder / name).unlink(missing_ok=True)
                 path, made = merge(plan, placement, settings, output_dir, record, lock)
+                with suppress(OSError):  # of another model that had this name; it fits no more
+                    signature_path(path).unlink()
                 text = report(path, plan, record)
             else:
                 path, text = done.path, report_of_earlier(done.path, record)
@@ -124,9 +128,12 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
                 ) from error
             raise
     say(text)
-    if path is not None and settings.job.name == "merge" and settings.publish is not None:
+    if path is not None and settings.job.name == "merge":
         home = done.folder if done else folder
-        publish(settings.publish, finished_model(home, path.parent), home)
+        if settings.sign_key is not None:
+            sign(path, settings.sign_key, home)
+        if settings.publish is not None:
+            publish(settings.publish, finished_model(home, path.parent), home)
     return Outcome(path, record, earlier=done is not None)
 
 
@@ -174,6 +181,18 @@ def _announced(plan: Plan, settings: Settings, output_dir: Path) -> list[str]:
     kind = kind_of(plan.resolved.output_format, {job.place.component for job in plan.jobs})
     model = Model((output_dir / plan.layout.name), kind, {})
     return announce(settings.publish, model, input_identities(plan.resolved), settings.hub == "offline")
+
+
+def _signed(plan: Plan, settings: Settings) -> list[str]:
+    """What is said of the signature before the merge, if there will be one.
+
+    Raises:
+        RunnerError: as of signing_key.
+    """
+    if settings.sign_key is None:
+        return []
+    name = signature_path(Path(plan.layout.name)).name
+    return [f"{name}, by the key {key_digest(signing_key(settings.sign_key))}"]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,9 @@ from runner.proof.verify import (
     inputs_found,
     total_bytes,
     verify,
+    verify_signature,
 )
+from runner.signing import checking_key
 from runner.tables import table
 
 SCHEMA = 1
@@ -37,10 +39,13 @@ def verify_job(settings: Settings) -> dict[str, Any]:
         InputError: there is no such model, or it cannot be read.
     """
     job = settings.job
+    public = checking_key(job.key) if job.key else None
     places = places_of(_source(settings), settings.output_dir)
     total = total_bytes(places.model) if places.model and places.model.exists() else 0
     with progress(total, "verify", settings.progress) as advance:
         found = verify(places, advance)
+    if places.model:
+        verify_signature(places.model, public, found)
     if job.inputs:
         _verify_inputs(found, settings)
     word = found.word

@@ -25,6 +25,7 @@ from runner.proof.recorded import (
     tensors_of,
 )
 from runner.record import MAX_RECORD_BYTES
+from runner.signing import fault, key_digest, signature_path
 from runner.tensor_digests import tensor_root
 
 VERIFIED, UNPROVEN, MISMATCH = "VERIFIED", "UNPROVEN", "MISMATCH"
@@ -134,6 +135,24 @@ def inputs_found(there: Sequence[There]) -> Iterator[Finding]:
             yield Finding(part, WRONG, f"{named}: of this name there is another, sha256 {one.other}")
         else:
             yield Finding(part, ABSENT, f"{named}: not found")
+
+
+def verify_signature(model: Path, public: bytes | None, found: Verification) -> None:
+    """Checks the signature beside a model, if there is a key that it has to be by.
+
+    Args:
+        model: the file or folder.
+        public: the key, as PEM; None: a signature that is there is only pointed out.
+        found: is told.
+    """
+    place = signature_path(model)
+    if public is not None:
+        by = f"{place.name} by the key {key_digest(public)}"
+        wrong = fault(model, public)
+        found.add(by, wrong is None, wrong or "")
+        found.witnesses += [place.name] if wrong is None else []
+    elif place.exists():
+        found.findings.append(Finding(place.name, ABSENT, "job.key=PUBLIC.pem says whose it is"))
 
 
 def _texts(places: Places, found: Verification) -> Iterator[Recorded]:

@@ -101,14 +101,11 @@ def verify(model: Model) -> None:
 
 
 def note(folder: Path, publication: Publication) -> None:
-    """Adds to the record of a run what was published, and has its statement say the record's new digest.
+    """Adds to the record of a run what was published.
 
     Raises:
         OutputError: the device refused.
     """
-    path = folder / RECORD
-    before = read_small(path, path.name, MAX_BYTES)
-    tree = json.loads(before)
     entry: dict[str, Any] = {
         "target": publication.target,
         "place": publication.place,
@@ -117,7 +114,19 @@ def note(folder: Path, publication: Publication) -> None:
     }
     if publication.error is not None:
         entry["error"] = publication.error
-    tree["run"].setdefault("published", []).append(all_masked(entry))
+    add_to_record(folder, "published", entry)
+
+
+def add_to_record(folder: Path, part: str, entry: Mapping[str, Any]) -> None:
+    """Adds to a list in the record of a run, and has its statement say the record's new digest.
+
+    Raises:
+        OutputError: the device refused.
+    """
+    path = folder / RECORD
+    before = read_small(path, path.name, MAX_BYTES)
+    tree = json.loads(before)
+    tree["run"].setdefault(part, []).append(all_masked(entry))
     after = readable_json(tree).encode()
     write_file(path, after)
     statement = folder / f"{tree['deterministic']['output']['name']}{STATEMENT_SUFFIX}"
