@@ -23,7 +23,7 @@ from runner.write import write_file
 
 CURVES = ("secp256r1", "secp384r1", "secp521r1")  # those that model-signing takes
 MAX_KEY_BYTES = 1 << 16
-MAX_SIGNATURE_BYTES = 64 << 20  # it names every file of a folder
+MAX_SIGNATURE_BYTES = 4 << 20  # it names every file of a folder
 _GENERATE = "openssl ecparam -name prime256v1 -genkey -noout -out private.pem"
 _PUBLIC = "openssl pkey -in private.pem -pubout -out public.pem"
 
