@@ -33,6 +33,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from runner.checkpoint import RECORD
 from runner.compose import DATA_ROOT, is_file, recipe_folders, recipe_names, recipe_of, register
 from runner.config import RECIPE_JOBS, settings_of
 from runner.errors import Interrupted, OutputError, RecipeError, RunnerError, UsageError, nearest, quote
@@ -163,7 +164,7 @@ def _is_without_recipe(context: HydraConf) -> bool:
 
 def _leave_nothing(folder: Path) -> None:
     """Removes the folder of a run that has nothing to record, and those above it that are empty then."""
-    if (folder / "run.json").exists():  # of the earlier run that this one repeats
+    if (folder / RECORD).exists():  # of the earlier run that this one repeats
         return
     written = [folder / ".hydra" / f"{name}.yaml" for name in ("config", "hydra", "overrides")]
     with suppress(OSError):
@@ -178,14 +179,14 @@ def _leave_nothing(folder: Path) -> None:
 
 def _record_failure(folder: Path, overrides: Sequence[str], code: int, message: str) -> None:
     """Leaves a run.json of a run that failed before it had one."""
-    if (folder / "run.json").exists():
+    if (folder / RECORD).exists():
         return
     from runner.record import RunRecord
 
     record = RunRecord((), overrides)
     record.run["error"] = {"stage": "compose", "exit_code": code, "message": message}
     with suppress(OutputError):
-        write_file(folder / "run.json", record.text().encode())
+        write_file(folder / RECORD, record.text().encode())
 
 
 def tell(error: BaseException, logged: Path | None = None) -> int:

@@ -17,6 +17,16 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
+def canonical_digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON of a value."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def readable_json(value: Any) -> str:
+    """JSON as people read it, on many lines, in the order that the value has; UTF-8, no NaN."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def canonical_recipe(recipe: Recipe) -> dict[str, Any]:
     """What of a recipe decides the bytes, with names of files but no folders."""
     output = {
@@ -81,4 +91,4 @@ def canonical_source(source: Source) -> dict[str, str]:
 
 def recipe_digest(recipe: Recipe) -> str:
     """SHA-256 of the canonical recipe."""
-    return hashlib.sha256(canonical_json(canonical_recipe(recipe)).encode()).hexdigest()
+    return canonical_digest(canonical_recipe(recipe))

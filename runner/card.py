@@ -21,7 +21,6 @@ from runner.imports.recipe_text import recipe_text
 from runner.plan import Plan
 from runner.tables import size
 
-NAME = "README.md"
 _HUB = re.compile(r"hf:([A-Za-z0-9][\w.-]*/[\w.-]+)", re.ASCII)  # ORG/NAME; a revision or file may follow
 _IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.-]{1,39}", re.ASCII)  # as the hub names licences
 _MARKUP = re.compile(r"[\\`*_{}\[\]()<>#+\-.!|~&@:$^=]")  # and what makes links, emoji and formulas

@@ -10,6 +10,10 @@ from runner.files import InputFile
 from runner.tensors import TensorSpec
 
 SIDECAR = ".tensors.json"  # after the name of a model: the digests of its tensors, beside it
+STATEMENT_SUFFIX = ".intoto.json"  # likewise: what was made of what
+SIGNATURE_SUFFIX = ".sig"  # likewise: a signature, beside it
+RECORD = "run.json"  # of a run: what it did
+CARD = "README.md"  # for people: in a folder, or beside the record of a single file
 
 
 @dataclass(frozen=True, slots=True)

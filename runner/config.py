@@ -34,7 +34,7 @@ _JOBS: dict[str, tuple[str, ...]] = {
     "models": ("match", "json"),
     "find": ("match",),
     "publish": ("run",),
-    "verify": ("source", "json", "inputs", "proof"),
+    "verify": ("source", "json", "inputs", "proof", "key"),
     "replay": ("source", "json", "ulps", "keep"),
     "compare": ("a", "b", "keys", "json"),
     "compose": ("recipe", "browser", "port", "confined"),
@@ -43,6 +43,7 @@ _PATHS = {
     **dict.fromkeys(("source", "other", "a", "b"), "a file or folder"),
     "output": "a file",
     "run": "a folder",
+    "key": "the file of a public key",
 }
 _NAMES = ("method", "preset", "match", "variant", "recipe")
 _NUMBERS = {"port": (0, 65535), "ulps": (0, MAX_ULPS)}
@@ -74,6 +75,7 @@ class Job:
         json: of models, verify, replay and compare: whether the answer is for programs.
         inputs: of verify: whether the inputs are looked for and hashed too.
         proof: of verify: whether it fails if nothing vouches for the model.
+        key: of verify: the public key that the signature has to be by.
         keep: of replay: whether the model that is built is kept.
         ulps: of replay: by how many units in the last place tensors may differ that promise no more.
         a, b: of compare: the two runs.
@@ -100,6 +102,7 @@ class Job:
     json: bool = False
     inputs: bool = False
     proof: bool = False
+    key: Path | None = None
     keep: bool = False
     ulps: int = 0
     a: Path | None = None
@@ -129,6 +132,7 @@ class Settings:
     locked: bool = False
     rerun: bool = False
     resume: Path | None = None
+    sign_key: Path | None = None
 
 
 def settings_of(config: DictConfig) -> Settings:
@@ -164,6 +168,7 @@ def settings_of(config: DictConfig) -> Settings:
         locked=node.flag("locked"),
         rerun=node.flag("rerun"),
         resume=node.path("resume", "the folder of a sweep"),
+        sign_key=node.path("sign_key", "the file of a private key"),
     )
     for name in ("source", "run"):  # jobs that read one refer to it
         node.take(name)

@@ -20,7 +20,13 @@ _FATES = (MERGED, COPIED, KEPT, BUFFER)
 
 
 def describe(
-    plan: Plan, placement: Placement, free: int, publication: Sequence[str] = (), *, all_keys: bool = False
+    plan: Plan,
+    placement: Placement,
+    free: int,
+    publication: Sequence[str] = (),
+    signature: Sequence[str] = (),
+    *,
+    all_keys: bool = False,
 ) -> str:
     """The plan as text.
 
@@ -29,6 +35,7 @@ def describe(
         placement: where.
         free: bytes that are free where the output goes.
         publication: where the result is published.
+        signature: how it is signed.
         all_keys: also a line for every key.
     """
     layout, resolved = plan.layout, plan.resolved
@@ -41,6 +48,8 @@ def describe(
     if parameters := _parameters(plan):
         lines += ["parameters", *parameters, ""]
     lines += ["work", *_work(plan, placement, free)]
+    if signature:
+        lines += ["", "sign", *(f"  {line}" for line in signature)]
     if publication:
         lines += ["", "publish", *(f"  {line}" for line in publication)]
     if plan.warnings:

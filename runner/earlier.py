@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.checkpoint import Layout
+from runner.checkpoint import RECORD, Layout
 from runner.digests import InputDigests
 from runner.errors import RunnerError, quote
 from runner.files import InputFile, look, read_small
@@ -25,12 +25,11 @@ from runner.masking import all_masked
 from runner.origins import layout_with_origins
 from runner.plan import Plan
 from runner.provenance import inputs
-from runner.record import SCHEMA, RunRecord
+from runner.record import MAX_RECORD_BYTES, SCHEMA, RunRecord
 from runner.write import sidecar_path
 
 log = logging.getLogger(__name__)
 RECORDS_READ = 200  # of the newest runs; so a folder of thousands costs no more
-MAX_RECORD_BYTES = 64 << 20
 _RUN = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_[0-9a-f]{6}", re.ASCII)  # as conf/ names folders of runs
 _JOB = re.compile(r"(\d+)_.*", re.ASCII)  # and those of the jobs of a sweep
 # What a plan knows of the deterministic part of its record, without the digests of inputs.
@@ -144,7 +143,7 @@ def _is_there(path: Path, layout: Layout) -> bool:
 def _same_work(folder: Path, plan: Plan, record: RunRecord) -> Mapping[str, Any] | None:
     """The record in a folder, if it is of a finished merge that did the same, its inputs aside."""
     try:
-        text = read_small(folder / "run.json", "run.json", MAX_RECORD_BYTES)
+        text = read_small(folder / RECORD, RECORD, MAX_RECORD_BYTES)
         ours = record.deterministic
         if ours["recipe_sha256"].encode() not in text:  # most are told apart without being parsed
             return None

@@ -7,7 +7,8 @@ RunnerError                 1   a bug here, or something nobody foresaw
 ├── IncompatibleError       5   well-formed inputs that do not fit each other or the method
 ├── NumericError            6   a value that cannot be stored or computed
 ├── OutputError             7   reading from or writing to the device failed: space, permission, ...
-│   └── PublishError        7   the model is in place, publishing it failed
+│   ├── PublishError        7   the model is in place, publishing it failed
+│   └── SigningError        7   the model is in place, signing it failed
 ├── OutOfMemoryError        8   host or GPU memory
 ├── BusyError               9   another run holds this output
 ├── MismatchError          10   verification failed
@@ -94,6 +95,10 @@ class OutputError(RunnerError):
 
 class PublishError(OutputError):
     default_tag = "PUBLISH"
+
+
+class SigningError(OutputError):
+    default_tag = "SIGN"
 
 
 class OutOfMemoryError(RunnerError):

@@ -26,7 +26,7 @@ from runner.lockfile import (
     read_lock,
 )
 from runner.plan import Plan
-from runner.recipe import Merge, Recipe, Source
+from runner.recipe import Recipe, Source
 from runner.record import RunRecord
 from runner.tables import size
 from runner.write import write_file
@@ -140,15 +140,7 @@ def with_digests(recipe: Recipe, lock: Held | None) -> Recipe:
         same = locked is not None and (locked.source, locked.variant) == (_name(source), source.variant)
         return replace(source, locked=locked.sha256) if locked and same else source
 
-    def merge(one: Merge) -> Merge:
-        models = {
-            role: known(model) if isinstance(model, Source) else merge(model)
-            for role, model in one.models.items()
-        }
-        return replace(one, models=models)
-
-    components = {name: known(source) for name, source in recipe.components.items()}
-    return replace(recipe, merge=merge(recipe.merge), components=components)
+    return recipe.with_sources(known)
 
 
 def lock_here(

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from runner.ancestry import header_entries, input_digests, trace
-from runner.card import NAME, card
-from runner.checkpoint import Layout
+from runner.card import card
+from runner.checkpoint import CARD, Layout
 from runner.files import InputFile
 from runner.formats.safetensors import filled
 from runner.plan import Plan
@@ -33,7 +33,7 @@ def plan_with_origins(resolved: Resolved, ranks: Mapping[str, int] | None = None
     if not plan.layout.folder:
         return plan
     text = card(ancestry, plan, input_digests(resolved, None), entries)
-    return replace(plan, layout=replace(plan.layout, texts={**plan.layout.texts, NAME: text}))
+    return replace(plan, layout=replace(plan.layout, texts={**plan.layout.texts, CARD: text}))
 
 
 def layout_with_origins(plan: Plan, digests: Mapping[InputFile, str]) -> tuple[Layout, bytes]:
@@ -48,5 +48,5 @@ def layout_with_origins(plan: Plan, digests: Mapping[InputFile, str]) -> tuple[L
     layout = filled(plan.layout, entries)
     text = card(ancestry, plan, input_digests(plan.resolved, digests), entries)
     if layout.folder:
-        layout = replace(layout, texts={**layout.texts, NAME: text})
+        layout = replace(layout, texts={**layout.texts, CARD: text})
     return layout, text

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from runner.canonical import canonical_json, canonical_source
+from runner.canonical import canonical_digest, canonical_source
 from runner.checkpoint import SIDECAR
 from runner.digests import folder_digest, model_digest
 from runner.errors import KeyPath, escape
@@ -42,8 +42,7 @@ def merge_identities(resolved: Resolved, digests: Mapping[InputFile, str]) -> di
             else model_digest(resolved.models[model].checkpoint, digests)
             for role, model in merge.models.items()
         }
-        text = canonical_json({"method": merge.method.label, "models": models})
-        found[merge.path] = hashlib.sha256(text.encode()).hexdigest()
+        found[merge.path] = canonical_digest({"method": merge.method.label, "models": models})
         return found[merge.path]
 
     identity(resolved.merge)

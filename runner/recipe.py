@@ -126,6 +126,14 @@ class Merge:
             else:
                 yield from model.sources()
 
+    def with_sources(self, change: Callable[[Source], Source]) -> Merge:
+        """The same merge of other models: each source is replaced by what a function makes of it."""
+        models = {
+            role: change(model) if isinstance(model, Source) else model.with_sources(change)
+            for role, model in self.models.items()
+        }
+        return replace(self, models=models)
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
@@ -177,6 +185,11 @@ class Recipe:
         """Every source: those of the merge, then those of components."""
         yield from self.merge.sources()
         yield from self.components.values()
+
+    def with_sources(self, change: Callable[[Source], Source]) -> Recipe:
+        """The same with the sources of sources() replaced by what a function makes of them."""
+        components = {name: change(source) for name, source in self.components.items()}
+        return replace(self, merge=self.merge.with_sources(change), components=components)
 
 
 def roles_at(path: KeyPath) -> str:

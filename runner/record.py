@@ -7,7 +7,6 @@ inputs, byte for byte; `run` tells of this one. schemas/run.json describes both.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 import os
@@ -22,7 +21,13 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from runner.canonical import canonical_json, canonical_recipe, canonical_source, recipe_digest
+from runner.canonical import (
+    canonical_json,
+    canonical_recipe,
+    canonical_source,
+    readable_json,
+    recipe_digest,
+)
 from runner.files import InputFile
 from runner.guard import RecipeFile
 from runner.hashes import FileHashes
@@ -42,6 +47,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SCHEMA = 2
+MAX_RECORD_BYTES = 64 << 20  # deviations list tensors by name
 _RESOLUTION = re.compile(r"\d{1,5}x\d{1,5}", re.ASCII)
 _FROM_PRIMARY = ("author", "license", "description", "usage_hint", "trigger_phrase")
 
@@ -212,7 +218,7 @@ class RunRecord:
         }
         self.run["seconds"]["total"] = round(time.monotonic() - self._started, 3)
         content = {"schema": SCHEMA, "deterministic": self.deterministic, "run": all_masked(self.run)}
-        return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return readable_json(content)
 
 
 def _name(file: RecipeFile) -> str:

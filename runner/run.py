@@ -1,24 +1,23 @@
-"""The straight line: parse → resolve → plan → place → execute → write → record → publish."""
+"""The straight line: parse → resolve → plan → place → execute → write → record → sign → publish."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from runner.card import NAME as CARD
-from runner.checkpoint import Layout
+from runner.checkpoint import CARD, RECORD, STATEMENT_SUFFIX, Layout
 from runner.compose import ComposedRecipe
 from runner.config import Settings
 from runner.describe import describe, report, report_of_earlier
 from runner.digests import InputDigests, model_digest, remembered
-from runner.earlier import finished, finished_output
-from runner.errors import InputError, MismatchError, OutputError, quote
+from runner.earlier import Finished, finished, finished_output
+from runner.errors import InputError, KeyPath, Location, MismatchError, OutputError, quote
 from runner.files import InputFile, look
 from runner.formats.safetensors import read_header
 from runner.locking import Held, held, lock_here, locked_output, with_digests, write_lock
@@ -30,9 +29,10 @@ from runner.provenance import merge_identities
 from runner.publish.finished import finished_model
 from runner.publish.publication import announce, publish
 from runner.publish.target import Model, kind_of
-from runner.recipe import parse_recipe
+from runner.recipe import Recipe, parse_recipe
 from runner.record import RunRecord
 from runner.resolve import Resolved, resolve
+from runner.signing import key_digest, sign, signature_path, signing_key
 from runner.statement import statement_of
 from runner.write import Staging, check_place, check_room, free_bytes, write_file
 
@@ -76,66 +76,94 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
     """
     record = RunRecord(recipe.files, recipe.overrides, folder / "run.log")
     output_dir = settings.output_dir or folder
-    path = None
+    path = made = done = None
     try:
         with record.stage("resolve"):
             parsed = parse_recipe(recipe.name, recipe.tree, recipe.locate)
             lock = held(recipe, settings.locked)
-            offline = settings.hub == "offline"
-            resolved = resolve(
-                with_digests(parsed, lock),
-                recipe.locate,
-                settings.models_dir,
-                settings.cache_dir,
-                offline,
-                settings.model_folders,
-            )
+            resolved = resolved_by(with_digests(parsed, lock), recipe.locate, settings)
             record.resolved(resolved)
         with record.stage("plan"):
             plan = plan_with_origins(resolved)
-            placement = _place(plan, settings)
+            placement = placed(plan, settings)
             record.planned(plan, placement)
             announced = _announced(plan, settings, output_dir)
+            signed = _signed(plan, settings)
         free = free_bytes(output_dir)
-        text = describe(plan, placement, free, announced, all_keys=settings.job.keys == "all")
+        text = describe(plan, placement, free, announced, signed, all_keys=settings.job.keys == "all")
         log.debug("%s", text)
-        made = None
         if lock is not None and settings.job.name != "lock":
             for warning in lock.check(plan, record, remembered(plan.resolved.files, _memory(settings))):
                 record.warn(warning)
         if settings.job.name == "merge":
-            if not settings.rerun and (found := _finished(plan, settings, folder, output_dir, record, lock)):
-                return found
-            for name in ("run.json", CARD, _statement_name(plan.layout)):
-                # Of an earlier run in this folder: they must not stand beside another model.
-                (folder / name).unlink(missing_ok=True)
-            path, made = merge(plan, placement, settings, output_dir, record, lock)
-            text = report(path, plan, record)
+            if not settings.rerun:
+                done = _finished(plan, settings, folder, output_dir, record, lock)
+            if done is None:
+                for name in (RECORD, CARD, _statement_name(plan.layout)):
+                    # Of an earlier run in this folder: they must not stand beside another model.
+                    (folder / name).unlink(missing_ok=True)
+                path, made = merge(plan, placement, settings, output_dir, record, lock)
+                with suppress(OSError):  # of another model that had this name; it fits no more
+                    signature_path(path).unlink()
+                text = report(path, plan, record)
+            else:
+                path, text = done.path, report_of_earlier(done.path, record)
         elif settings.job.name == "lock":
             path, text = _write_lock(recipe, plan, settings, folder, record, lock)
     except BaseException as error:
         record.failed(error)
         with suppress(OutputError):  # the error on its way says more
-            write_file(folder / "run.json", record.text().encode())
+            write_file(folder / RECORD, record.text().encode())
         raise
-    try:
-        text_of_record = record.text().encode()
-        write_file(folder / "run.json", text_of_record)
-        if made is not None:
-            write_beside(folder, plan, made, record, text_of_record)
-    except OutputError as error:
-        if path is not None:
-            raise OutputError(
-                f"{quote(path)} is in place and verified; its record is not: {error}"
-            ) from error
-        raise
+    if done is None:
+        try:
+            text_of_record = record.text().encode()
+            write_file(folder / RECORD, text_of_record)
+            if made is not None:
+                write_beside(folder, plan, made, record, text_of_record)
+        except OutputError as error:
+            if path is not None:
+                raise OutputError(
+                    f"{quote(path)} is in place and verified; its record is not: {error}"
+                ) from error
+            raise
     say(text)
-    if made is not None and settings.publish is not None:
-        publish(settings.publish, finished_model(folder, output_dir), folder)
-    return Outcome(path, record)
+    if path is not None and settings.job.name == "merge":
+        home = done.folder if done else folder
+        if settings.sign_key is not None:
+            sign(path, settings.sign_key, home)
+        if settings.publish is not None:
+            publish(settings.publish, finished_model(home, path.parent), home)
+    return Outcome(path, record, earlier=done is not None)
 
 
-def _place(plan: Plan, settings: Settings) -> Placement:
+def resolved_by(recipe: Recipe, locate: Callable[[KeyPath], Location], settings: Settings) -> Resolved:
+    """A recipe with its models opened, from where the settings say models are.
+
+    Args:
+        recipe: what to merge.
+        locate: where the value at a key path was written, for errors.
+        settings: how to run.
+
+    Raises:
+        RunnerError: as of resolve.
+    """
+    return resolve(
+        recipe,
+        locate,
+        settings.models_dir,
+        settings.cache_dir,
+        settings.hub == "offline",
+        settings.model_folders,
+    )
+
+
+def placed(plan: Plan, settings: Settings) -> Placement:
+    """Gives each job of a plan a device that the settings allow; job=plan alone may plan for absent GPUs.
+
+    Raises:
+        RunnerError: as of place.
+    """
     return place(
         plan,
         settings.placement,
@@ -153,6 +181,18 @@ def _announced(plan: Plan, settings: Settings, output_dir: Path) -> list[str]:
     kind = kind_of(plan.resolved.output_format, {job.place.component for job in plan.jobs})
     model = Model((output_dir / plan.layout.name), kind, {})
     return announce(settings.publish, model, input_identities(plan.resolved), settings.hub == "offline")
+
+
+def _signed(plan: Plan, settings: Settings) -> list[str]:
+    """What is said of the signature before the merge, if there will be one.
+
+    Raises:
+        RunnerError: as of signing_key.
+    """
+    if settings.sign_key is None:
+        return []
+    name = signature_path(Path(plan.layout.name)).name
+    return [f"{name}, by the key {key_digest(signing_key(settings.sign_key))}"]
 
 
 @dataclass(frozen=True)
@@ -222,64 +262,62 @@ def build(
     Yields:
         The model under its partial name, and what it is known by.
     """
-    files = plan.resolved.files
-    if plan.is_bound:
-        check_room(plan.layout, target)
+    with InputDigests(
+        plan.resolved.files, _memory(settings), placement.threads, computed=computed
+    ) as digests:
+        if plan.is_bound:
+            check_room(plan.layout, target)
+            with record.stage("ranks"):
+                plan = _with_ranks(plan, placement, digests, settings)
+            placement = placed(plan, settings)
+            record.planned(plan, placement)
+        for warning in plan.warnings:
+            record.warn(warning)
         with (
-            record.stage("ranks"),
-            InputDigests(
-                plan.resolved.files, _memory(settings), placement.threads, computed=computed
-            ) as digests,
+            Staging(plan.layout, target, checked=settings.verify) as staging,
+            progress(plan.layout.nbytes, target.name, settings.progress) as advance,
         ):
-            plan = _with_ranks(plan, placement, digests, settings)
-        placement = _place(plan, settings)
-        record.planned(plan, placement)
-    for warning in plan.warnings:
-        record.warn(warning)
-    with (
-        Staging(plan.layout, target, checked=settings.verify) as staging,
-        InputDigests(files, _memory(settings), placement.threads, computed=computed) as digests,
-        progress(plan.layout.nbytes, target.name, settings.progress) as advance,
-    ):
-        if staging.stale:
-            record.warn(f"removed what a killed run had left in {quote(target.parent)}")
-        check_sources(plan.resolved, digests.known)
-        with record.stage("import"):
-            from runner.execute import execute
-        with record.stage("execute"):
-            drawn = merge_identities(plan.resolved, digests.wait()) if plan.draws else {}
-            outcome = execute(plan, placement, staging, advance, drawn)
-            for warning in outcome.warnings:
-                record.warn(warning)
-        with record.stage("digest"):
-            known = digests.wait()
-            check_sources(plan.resolved, known)
+            if staging.stale:
+                record.warn(f"removed what a killed run had left in {quote(target.parent)}")
+            check_sources(plan.resolved, digests.known)
+            with record.stage("import"):
+                from runner.execute import execute
+            with record.stage("execute"):
+                drawn = merge_identities(plan.resolved, digests.wait()) if plan.draws else {}
+                outcome = execute(plan, placement, staging, advance, drawn)
+                for warning in outcome.warnings:
+                    record.warn(warning)
+            with record.stage("digest"):
+                known = digests.wait()
+                check_sources(plan.resolved, known)
+                if lock is not None:
+                    lock.check(plan, record, known)
+                layout, card = layout_with_origins(plan, known)
+                staging.fill(layout)
+            with record.stage("sync"):
+                staging.stamp(outcome.contents)
+                staging.sync()
+            with record.stage("verify" if settings.verify else "hash"):
+                hashes = staging.read_back(outcome.written, placement.threads)
+                if settings.verify:
+                    _parse_again(staging)
+            record.read(plan.resolved, known)
+            sidecar = record.written(replace(plan, layout=layout), outcome, hashes)
             if lock is not None:
-                lock.check(plan, record, known)
-            layout, card = layout_with_origins(plan, known)
-            staging.fill(layout)
-        with record.stage("sync"):
-            staging.stamp(outcome.contents)
-            staging.sync()
-        with record.stage("verify" if settings.verify else "hash"):
-            hashes = staging.read_back(outcome.written, placement.threads)
-            if settings.verify:
-                _parse_again(staging)
-        record.read(plan.resolved, known)
-        sidecar = record.written(replace(plan, layout=layout), outcome, hashes)
-        if lock is not None:
-            for warning in lock.check_output(plan, record, known, record.deterministic["output"]):
-                record.warn(warning)
-        if plan.keeps_primary and not any(difference for difference, _ in outcome.moved.values()):
-            record.warn(f"the result equals {quote(plan.resolved.primary.checkpoint.label)}: nothing moved")
-        outputs = [str(one.sha256) for one in hashes]
-        yield staging, Made(layout, card, known, outputs, sidecar, outcome.tensors)
+                for warning in lock.check_output(plan, record, known, record.deterministic["output"]):
+                    record.warn(warning)
+            if plan.keeps_primary and not any(difference for difference, _ in outcome.moved.values()):
+                record.warn(
+                    f"the result equals {quote(plan.resolved.primary.checkpoint.label)}: nothing moved"
+                )
+            outputs = [str(one.sha256) for one in hashes]
+            yield staging, Made(layout, card, known, outputs, sidecar, outcome.tensors)
 
 
 def _finished(
     plan: Plan, settings: Settings, folder: Path, output_dir: Path, record: RunRecord, lock: Held | None
-) -> Outcome | None:
-    """The model that a merge would make, if an earlier run made it; says where it is.
+) -> Finished | None:
+    """The model that a merge would make, if an earlier run made it; the record tells of it too.
 
     Raises:
         MismatchError: it is not what the recipe or its lock says.
@@ -299,10 +337,7 @@ def _finished(
         lock.check(plan, record, known)
         for warning in lock.check_output(plan, record, known, record.deterministic["output"]):
             record.warn(warning)
-    say(report_of_earlier(done.path, record))
-    if settings.publish is not None:
-        publish(settings.publish, finished_model(done.folder, done.path.parent), done.folder)
-    return Outcome(done.path, record, earlier=True)
+    return done
 
 
 def _write_lock(
@@ -352,7 +387,7 @@ def write_beside(folder: Path, plan: Plan, made: Made, record: RunRecord, text: 
 
 
 def _statement_name(layout: Layout) -> str:
-    return f"{layout.name}.intoto.json"
+    return f"{layout.name}{STATEMENT_SUFFIX}"
 
 
 def _parse_again(staging: Staging) -> None:

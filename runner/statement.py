@@ -9,13 +9,12 @@ Provenance.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from runner import __version__
-from runner.canonical import canonical_recipe, canonical_source
-from runner.checkpoint import SIDECAR, Layout
+from runner.canonical import canonical_recipe, canonical_source, readable_json
+from runner.checkpoint import RECORD, SIDECAR, Layout
 from runner.digests import model_digest
 from runner.files import InputFile
 from runner.provenance import roles
@@ -63,7 +62,7 @@ def statement_of(
         },
         "byproducts": [
             {"name": name, "digest": {"sha256": hashlib.sha256(text).hexdigest()}}
-            for name, text in ((layout.name + SIDECAR, sidecar), ("run.json", record_text))
+            for name, text in ((layout.name + SIDECAR, sidecar), (RECORD, record_text))
         ],
     }
     content = {
@@ -72,7 +71,7 @@ def statement_of(
         "predicateType": PREDICATE,
         "predicate": {"buildDefinition": build, "runDetails": details},
     }
-    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return readable_json(content).encode()
 
 
 def _subject(layout: Layout, outputs: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from runner.canonical import canonical_json
+from runner.canonical import canonical_digest, canonical_json
 from runner.checkpoint import Layout, OutputFile
 
 SCHEMA = 1
@@ -65,7 +65,7 @@ def tensor_list(layout: Layout, digests: Mapping[str, str]) -> list[list[Any]]:
 
 def tensor_root(tensors: list[list[Any]]) -> str:
     """SHA-256 of the canonical JSON of the list of tensors."""
-    return hashlib.sha256(canonical_json(tensors).encode()).hexdigest()
+    return canonical_digest(tensors)
 
 
 def tensors_file(layout: Layout, tensors: list[list[Any]]) -> bytes:

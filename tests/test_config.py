@@ -171,11 +171,13 @@ def test_the_jobs_on_what_was_recorded_have_their_settings() -> None:
     assert settings_of(composed("job=verify", "source=x", "job.inputs=true", "job.proof=true")).job == Job(
         "verify", source=Path("x"), inputs=True, proof=True
     )
+    assert settings_of(composed("job=verify", "source=x", "job.key=k.pem")).job.key == Path("k.pem")
     replay = composed("job=replay", "source=x", "job.keep=true", "job.ulps=1", "job.json=true")
     assert settings_of(replay).job == Job("replay", source=Path("x"), keep=True, ulps=1, json=True)
     assert settings_of(composed("job=compare", "job.a=x", "job.b=y")).job == Job(
         "compare", a=Path("x"), b=Path("y")
     )
+    assert refused(composed("job=verify", "job.key=[a]")).startswith("job.key: expected the file of a public")
     assert refused(composed("job=replay", "job.ulps=-1")).startswith("job.ulps: expected an integer from 0")
 
 
@@ -245,6 +247,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     *[("verify", value, "true or false") for value in (1, "true", None, "yes")],
     *[(name, value, "true or false") for name in ("locked", "rerun") for value in (1, "yes", None)],
     *[("resume", value, "the folder of a sweep") for value in ("", True, ["x"])],
+    *[("sign_key", value, "the file of a private key") for value in ("", True, ["x"])],
     *[("digests", value, "remember or fresh") for value in ("sometimes", None, 1, True, ["fresh"])],
     *[("progress", value, "auto or on or off") for value in ("loud", None, 2)],
     *[("models_dir", value, "a folder") for value in ("", True, 1.5, ["x"], {"x": 1}, "a\0b")],

@@ -47,6 +47,7 @@ LAYERS = (
     {"record"},
     {"progress"},
     {"publish"},
+    {"signing"},
     {"describe", "ancestry"},
     {"imports"},
     {"card"},
@@ -56,8 +57,8 @@ LAYERS = (
     {"earlier", "locking"},
     {"inspection", "listing"},
     {"catalogue"},
-    {"ui"},
     {"run", "sweep"},
+    {"ui"},
     {"proof"},
     {"jobs"},
     {"interrupts"},
@@ -201,4 +202,12 @@ def test_only_the_form_knows_textual_and_nothing_imports_it_before_it_is_asked_f
 
 def test_everything_up_to_the_plan_is_imported_without_torch() -> None:
     code = "import runner.__main__, runner.run, sys; assert not {'torch', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_only_signing_knows_the_package_that_signs_and_nothing_imports_it_before_it_is_asked_for() -> None:
+    for name, path in modules().items():
+        signs = {other.split(".")[0] for other in imported(path)} & {"model_signing", "cryptography"}
+        assert not signs or name == "runner.signing", name
+    code = "import runner.run, runner.proof.job, sys; assert 'cryptography' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

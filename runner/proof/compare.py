@@ -5,23 +5,22 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from runner.checkpoint import Checkpoint
+from runner.checkpoint import RECORD
 from runner.config import Settings
 from runner.errors import CannotReplayError, InputError, clip, escape
 from runner.files import read_small
-from runner.formats import FORMATS
 from runner.imports import own
 from runner.imports.recipe_text import tree_text
 from runner.inspection.apart import distance_lines
 from runner.inspection.comparison import compare, comparison_lines
 from runner.models import recognised
-from runner.proof.places import Places, recorded_at
-from runner.proof.recorded import MAX_RECORD_BYTES, RECORD, Recorded, tensors_of
+from runner.proof.places import Places, opened, recorded_at
+from runner.proof.recorded import Recorded, tensors_of
 from runner.proof.replay import environment_changes
 from runner.recipe import Source
+from runner.record import MAX_RECORD_BYTES
 from runner.tables import table
 
 MAX_DIFF_LINES = 200
@@ -124,17 +123,12 @@ def tensor_changes(first: Run, second: Run) -> tuple[int, int, str | None] | Non
 def result_changes(first: Run, second: Run, settings: Settings) -> list[tuple[str, list[str]]]:
     """How far the models are apart, by component and block; nothing if one is not there."""
     paths = [run.places.model for run in (first, second)]
-    models = [recognised((Source(str(path)),), _open(path)) for path in paths if path is not None]
+    models = [recognised((Source(str(path)),), opened(path)) for path in paths if path is not None]
     if len(models) < 2:
         return []
     found = compare(*models)
     sections = comparison_lines(found, all_keys=settings.job.keys == "all")[1:]
     return [*sections, *distance_lines(found, settings)]
-
-
-def _open(path: Path) -> Checkpoint:
-    entry = next(entry for entry in FORMATS.values() if entry.accepts(path))
-    return entry.open(path, path.name, None)
 
 
 def sections(first: Run, second: Run, settings: Settings) -> list[tuple[str, list[str]]]:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from runner.checkpoint import Checkpoint
 from runner.config import Settings
 from runner.errors import InputError, escape
-from runner.files import InputFile, look, read_into, read_small
-from runner.formats import FORMATS
+from runner.files import read_small
 from runner.formats.safetensors import CONTENT_HASH, read_header
 from runner.plan import Plan, weakest
 from runner.proof.contents import Contents, contents_of, inside
-from runner.proof.places import Places
-from runner.proof.recorded import HEADER, MAX_RECORD_BYTES, Recorded, tensors_of
+from runner.proof.places import Places, opened
+from runner.proof.recorded import HEADER, Recorded, tensors_of
+from runner.record import MAX_RECORD_BYTES
 from runner.run import Made
+from runner.tensors import TensorSpec
 from runner.view import view_of
 from runner.write import Staging
 
@@ -115,9 +114,9 @@ def difference(
         InputError: the recorded model changed meanwhile, or what says of it cannot be read.
     """
     by_header = texts[0].kind == HEADER
-    original = _original(places, texts, by_header=by_header)
+    original = _original(places, texts, by_header=True) if by_header else None
     theirs: dict[str, str] = {}
-    if by_header and original is not None:
+    if original is not None:
         theirs = original.files
     else:
         for one in reversed(texts):  # what is done again has the last word
@@ -130,6 +129,7 @@ def difference(
     wrong = [name for name, digest in theirs.items() if ours.get(name) != digest] + lacking
     if not wrong:
         return Difference()
+    original = original or _original(places, texts, by_header=by_header)
     listed = _listed(places, original)
     if listed is None:
         return Difference(tuple(wrong), known=False)
@@ -139,7 +139,7 @@ def difference(
     apart: Mapping[str, int] | None = None
     headers: tuple[str, ...] = ()
     if original is not None:
-        built = _open(staging.partial, made.layout.folder)
+        built = opened(staging.partial)
         alike = [k for k in keys if k in now and k in listed and listed[k][:2] == now[k][:2]]
         floats = [key for key in alike if specs[key].is_float and specs[key].elements]
         apart = _ulps(original.checkpoint, built, floats, settings) if floats else {}
@@ -152,7 +152,7 @@ def _original(places: Places, texts: Sequence[Recorded], *, by_header: bool) -> 
     if places.model is None:
         return None
     try:
-        contents = contents_of(_open(places.model, places.model.is_dir()), lambda count: None)
+        contents = contents_of(opened(places.model), lambda count: None)
     except InputError:
         if by_header:
             raise
@@ -160,10 +160,6 @@ def _original(places: Places, texts: Sequence[Recorded], *, by_header: bool) -> 
     stated = {name: digest for one in reversed(texts) for name, digest in one.files.items()}
     same = all(stated.get(name) == str(one.sha256) for name, one in contents.hashes.items())
     return contents if by_header or same else None
-
-
-def _open(path: Path, folder: bool) -> Checkpoint:
-    return FORMATS["diffusers" if folder else "checkpoint"].open(path, path.name, None)
 
 
 def _listed(places: Places, original: Contents | None) -> dict[str, list[Any]] | None:
@@ -196,24 +192,18 @@ def _headers(first: Checkpoint, second: Checkpoint) -> tuple[str, ...]:
         if name not in theirs:
             found.append(name)
             continue
-        (_, ours), (_, other) = read_header(file), read_header(theirs[name])
+        (here, ours), (there, other) = read_header(file), read_header(theirs[name])
         entries = [key for key in sorted({*ours, *other}) if ours.get(key) != other.get(key)]
         at = f"{name}: " if name else ""
         found += [f"{at}{key}" for key in entries if key != CONTENT_HASH]
-        if not entries and _start(file) != _start(theirs[name]):
+        if not entries and _data_start(here) != _data_start(there):
             found.append(f"{at}the order or spelling of its entries")
     return tuple(found)
 
 
-def _start(file: InputFile) -> int:
-    """The length of a file's header."""
-    descriptor = look(file.path, file.label).open()
-    try:
-        length = bytearray(8)
-        read_into(descriptor, memoryview(length), 0, file.label)
-        return int.from_bytes(length, "little")
-    finally:
-        os.close(descriptor)
+def _data_start(tensors: Mapping[str, tuple[int, TensorSpec]]) -> int:
+    """Where the data of a file begins: behind its header."""
+    return min(offset for offset, _ in tensors.values())
 
 
 def _classes(plan: Plan, keys: Sequence[str]) -> dict[str, str]:

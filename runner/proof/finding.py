@@ -9,15 +9,15 @@ from pathlib import Path
 
 from runner.checkpoint import Checkpoint
 from runner.digests import InputDigests, known_digests, model_digest
-from runner.ema import averaged
+from runner.ema import averaged, users
 from runner.errors import RunnerError
 from runner.files import Identity, InputFile, identity_of
 from runner.formats import READERS
 from runner.formats.diffusers import CONFIG
 from runner.hub import parse_name
 from runner.library.lookup import DIGESTS, Library
-from runner.proof.recorded import RecordedInput
-from runner.recipe import Source
+from runner.proof.recorded import Recorded, RecordedInput
+from runner.recipe import Recipe, Source, roles_at
 from runner.resolve import source_path
 
 NAMED = ("demo:", "hf:")
@@ -34,6 +34,17 @@ class Wanted:
 
     said: RecordedInput
     means: bool = False
+
+
+def wanted(said: Recorded, recipe: Recipe | None) -> list[Wanted]:
+    """The recorded inputs, to be looked for.
+
+    Args:
+        said: what is recorded of them.
+        recipe: that they are of; None: it cannot be read, and models are taken for what their weights are.
+    """
+    means = {roles_at(path) for path in users(recipe.merge)} if recipe else set()
+    return [Wanted(one, not means.isdisjoint(one.roles)) for one in said.inputs]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from runner.library.lookup import Library
 from runner.progress import progress, say
 from runner.proof import compare as comparing
 from runner.proof.difference import EQUIVALENT, IDENTICAL
-from runner.proof.finding import Finder, Wanted
+from runner.proof.finding import Finder, wanted
 from runner.proof.places import places_of
-from runner.proof.replay import CANNOT, Replay, replay
+from runner.proof.replay import CANNOT, Replay, recipe_of, replay
 from runner.proof.verify import (
     MISMATCH,
     UNPROVEN,
@@ -22,7 +23,9 @@ from runner.proof.verify import (
     inputs_found,
     total_bytes,
     verify,
+    verify_signature,
 )
+from runner.signing import checking_key
 from runner.tables import table
 
 SCHEMA = 1
@@ -36,10 +39,13 @@ def verify_job(settings: Settings) -> dict[str, Any]:
         InputError: there is no such model, or it cannot be read.
     """
     job = settings.job
+    public = checking_key(job.key) if job.key else None
     places = places_of(_source(settings), settings.output_dir)
     total = total_bytes(places.model) if places.model and places.model.exists() else 0
     with progress(total, "verify", settings.progress) as advance:
         found = verify(places, advance)
+    if places.model:
+        verify_signature(places.model, public, found)
     if job.inputs:
         _verify_inputs(found, settings)
     word = found.word
@@ -72,11 +78,14 @@ def _verify_inputs(found: Verification, settings: Settings) -> None:
     said = found.inputs
     if said is None or not said.inputs:
         raise UsageError("job.inputs: nothing says what this model was merged from")
+    recipe = None
+    with suppress(CannotReplayError):  # what cannot be done again can still be asked for
+        recipe = recipe_of(said)
     library = Library((settings.models_dir, *settings.model_folders), settings.cache_dir)
     total = sum(one.nbytes or 0 for one in said.inputs)
     with progress(total, "inputs", settings.progress) as advance:
         finder = Finder(library, settings.hub == "offline", settings.threads or 1, advance)
-        found.findings += inputs_found(finder.find([Wanted(one) for one in said.inputs]))
+        found.findings += inputs_found(finder.find(wanted(said, recipe)))
 
 
 def _told(model: Path | None, found: Verification) -> str:
@@ -156,7 +165,6 @@ def compare_job(settings: Settings) -> dict[str, Any]:
         hint = "python -m runner job=compare job.a=RUN job.b=RUN"
         raise UsageError(f"job.{'a' if job.a is None else 'b'} is missing", hint=hint)
     first, second = (comparing.run_of(places_of(path, settings.output_dir)) for path in (job.a, job.b))
-    sections = comparing.sections(first, second, settings)
     if job.json:
         tensors = comparing.tensor_changes(first, second)
         answer = {
@@ -171,7 +179,7 @@ def compare_job(settings: Settings) -> dict[str, Any]:
         say(json.dumps(answer, indent=1, ensure_ascii=False))
     else:
         lines = comparing.head(first, second)
-        for name, content in sections or [("nothing changed", [])]:
+        for name, content in comparing.sections(first, second, settings) or [("nothing changed", [])]:
             lines += ["", name, *content]
         say("\n".join(lines))
     return {}

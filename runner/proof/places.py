@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from runner.checkpoint import SIDECAR
+from runner.checkpoint import RECORD, SIDECAR, STATEMENT_SUFFIX, Checkpoint
 from runner.errors import InputError, escape, quote
 from runner.files import open_regular, read_into
 from runner.formats import FORMATS
 from runner.formats.diffusers import INDEX
-from runner.proof.recorded import STATEMENT_SUFFIX, Recorded, of_header, read_text
-
-RECORD_NAME = "run.json"
+from runner.proof.recorded import Recorded, of_header, read_text
 
 
 @dataclass(frozen=True)
@@ -45,10 +43,10 @@ def places_of(source: Path, output_dir: Path | None) -> Places:
         InputError: there is nothing, or it is none of these.
     """
     if source.is_dir() and not (source / INDEX).exists():
-        if not (source / RECORD_NAME).exists():
-            expected = f"expected the folder of a run with {RECORD_NAME}, or a model"
+        if not (source / RECORD).exists():
+            expected = f"expected the folder of a run with {RECORD}, or a model"
             raise InputError(f"{escape(str(source))}: {expected}", tag="MISSING")
-        return _by_record(source, source / RECORD_NAME, output_dir)
+        return _by_record(source, source / RECORD, output_dir)
     if not source.is_dir() and _is_json(source):
         return _by_record(source, source, output_dir)
     return _with_witnesses(Places(source, source), source.parent, source.name)
@@ -58,7 +56,7 @@ def _by_record(asked: Path, path: Path, output_dir: Path | None) -> Places:
     kind = "statement" if path.name.endswith(STATEMENT_SUFFIX) else "record"
     try:
         recorded = read_text(path, path.name)
-        name, kind = recorded.name or "", "record" if recorded.kind == RECORD_NAME else "statement"
+        name, kind = recorded.name or "", "record" if recorded.kind == RECORD else "statement"
     except InputError:
         # A record that is damaged does not say the name of its model; the sidecar's is its own.
         beside = [one.name.removesuffix(SIDECAR) for one in path.parent.glob(f"*{SIDECAR}")]
@@ -69,16 +67,17 @@ def _by_record(asked: Path, path: Path, output_dir: Path | None) -> Places:
         raise InputError(f"{escape(path.name)}: {quote(name)} is no name of a model", tag="RECORD")
     folders = [path.parent, *([output_dir] if output_dir else [])]
     model = next((folder / name for folder in folders if (folder / name).exists()), None)
-    places = Places(asked, model)
+    # What was named is taken for what it is, and read no more to see whether it is about the model.
+    places = Places(asked, model, **{kind: path})
     for folder in dict.fromkeys((*folders, *([model.parent] if model else []))):
         places = _with_witnesses(places, folder, name)
-    return replace(places, **{kind: path})
+    return places
 
 
 def _with_witnesses(places: Places, folder: Path, name: str) -> Places:
     """The same with what a folder has about a model of that name, as far as nothing was found before."""
     sidecar, statement = folder / (name + SIDECAR), folder / (name + STATEMENT_SUFFIX)
-    record = folder / RECORD_NAME
+    record = folder / RECORD
     return Places(
         places.asked,
         places.model,
@@ -138,6 +137,14 @@ def header_of(model: Path) -> Recorded | None:
     Raises:
         InputError: it cannot be read.
     """
+    return of_header(opened(model).metadata, f"the header of {model.name}")
+
+
+def opened(model: Path) -> Checkpoint:
+    """A model by its headers, in one of the formats that merges write.
+
+    Raises:
+        InputError: it is none.
+    """
     entry = next(entry for entry in FORMATS.values() if entry.accepts(model))
-    checkpoint = entry.open(model, model.name, None)
-    return of_header(checkpoint.metadata, f"the header of {model.name}")
+    return entry.open(model, model.name, None)

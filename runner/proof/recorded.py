@@ -5,23 +5,21 @@ Written by strangers: read strictly, and nothing of it is believed before it was
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from runner.canonical import canonical_json
+from runner.canonical import canonical_digest
+from runner.checkpoint import RECORD, STATEMENT_SUFFIX
 from runner.errors import InputError, escape, quote
 from runner.files import read_small
 from runner.formats.strict_json import parse_object
 from runner.recipe import SHA256
-from runner.record import SCHEMA
+from runner.record import MAX_RECORD_BYTES, SCHEMA
 from runner.statement import STATEMENT
 
-RECORD, STATED, HEADER = "run.json", "statement", "header"
-STATEMENT_SUFFIX = ".intoto.json"
-MAX_RECORD_BYTES = 64 << 20  # deviations list tensors by name
+STATED, HEADER = "statement", "header"  # and RECORD
 _T = TypeVar("_T")
 
 
@@ -60,7 +58,7 @@ class Recorded:
         name: of the output's file or folder; None: not recorded.
         files: SHA-256 of each file of the output by its name inside a folder, "" for a single file.
         whole: whether these are all its files; else those with weights.
-        content: the whole text, as it was parsed.
+        content: the whole text of a record or a statement, as it was parsed.
     """
 
     label: str
@@ -77,7 +75,7 @@ class Recorded:
     @property
     def recipe_digest(self) -> str:
         """SHA-256 of the recipe as it stands there."""
-        return hashlib.sha256(canonical_json(self.recipe).encode()).hexdigest()
+        return canonical_digest(self.recipe)
 
     @property
     def edited(self) -> bool:
@@ -130,7 +128,6 @@ def of_header(metadata: Mapping[str, str], label: str) -> Recorded | None:
         metadata.get("runner.recipe_sha256"),
         tuple(_Reader(label).inputs(inputs, "name")),
         methods={"": method} if method else {},
-        content={"recipe": recipe, **inputs},
     )
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.canonical import canonical_json, canonical_recipe
+from runner.checkpoint import RECORD
 from runner.config import Settings
-from runner.ema import users
 from runner.errors import (
     CannotReplayError,
     IncompatibleError,
@@ -24,18 +24,17 @@ from runner.guard import RecipeFile
 from runner.imports import own
 from runner.library.lookup import Library
 from runner.origins import plan_with_origins
-from runner.place import place
 from runner.plan import Plan
 from runner.progress import progress
 from runner.proof.difference import DIFFERENT, IDENTICAL, Difference, difference
-from runner.proof.finding import Finder, There, Wanted
-from runner.proof.places import RECORD_NAME, Places, recorded_at
-from runner.proof.recorded import RECORD, NewerError, Recorded
+from runner.proof.finding import Finder, There, wanted
+from runner.proof.places import Places, recorded_at
+from runner.proof.recorded import NewerError, Recorded
 from runner.provenance import methods
-from runner.recipe import Merge, Recipe, Source, parse_recipe, roles_at
+from runner.recipe import Recipe, Source, parse_recipe, roles_at
 from runner.record import RunRecord
-from runner.resolve import Resolved, resolve
-from runner.run import build, input_identities, write_beside
+from runner.resolve import Resolved
+from runner.run import build, input_identities, placed, resolved_by, write_beside
 from runner.write import check_place, write_file
 
 CANNOT = "CANNOT REPLAY"
@@ -91,11 +90,9 @@ def find_inputs(
     Raises:
         CannotReplayError: some are not there; names them.
     """
-    means = {roles_at(path) for path in users(recipe.merge)}
-    wanted = [Wanted(one, any(role in means for role in one.roles)) for one in said.inputs]
     library = Library((settings.models_dir, *settings.model_folders), settings.cache_dir)
     finder = Finder(library, settings.hub == "offline", settings.threads or 1, advance)
-    there = finder.find(wanted)
+    there = finder.find(wanted(said, recipe))
     if lacking := [one for one in there if one.name is None]:
         raise CannotReplayError(
             "\n".join(map(_lacking, lacking)),
@@ -142,20 +139,9 @@ def _located(said: Recorded) -> Callable[[KeyPath], Location]:
 
 
 def _with_sources(recipe: Recipe, change: Callable[[Source], Source]) -> Recipe:
-    def merge(one: Merge) -> Merge:
-        models = {
-            role: change(model) if isinstance(model, Source) else merge(model)
-            for role, model in one.models.items()
-        }
-        return replace(one, models=models)
-
     config = recipe.output.config
-    return replace(
-        recipe,
-        merge=merge(recipe.merge),
-        components={name: change(source) for name, source in recipe.components.items()},
-        output=replace(recipe.output, config=change(config) if config else None),
-    )
+    output = replace(recipe.output, config=change(config) if config else None)
+    return replace(recipe.with_sources(change), output=output)
 
 
 def with_files(recipe: Recipe, there: list[There]) -> Recipe:
@@ -184,14 +170,7 @@ def resolved_again(recipe: Recipe, said: Recorded, settings: Settings) -> Resolv
         CannotReplayError: this version does not know a method or a parameter, or has another version of it.
     """
     try:
-        return resolve(
-            recipe,
-            _located(said),
-            settings.models_dir,
-            settings.cache_dir,
-            settings.hub == "offline",
-            settings.model_folders,
-        )
+        return resolved_by(recipe, _located(said), settings)
     except (RecipeError, IncompatibleError) as error:
         raise _unknown(said, error.message) from error
     except InputError as error:  # the inputs were there a moment ago: it is the folder of the configs
@@ -241,7 +220,7 @@ def replay(
     plan = plan_with_origins(resolved)
     check_methods(plan, [said, *(one for one in texts if one.kind == RECORD)])
     settings = replace(settings, digests="fresh")
-    placement = place(plan, settings.placement, settings.memory, settings.threads, settings.tile_elements)
+    placement = placed(plan, settings)
     record = _record_like(said)
     record.resolved(resolved)
     record.planned(plan, placement)
@@ -260,7 +239,7 @@ def replay(
     sha256 = record.deterministic["output"]["sha256"]
     if settings.job.keep:
         text_of_record = record.text().encode()
-        write_file(output_dir / RECORD_NAME, text_of_record)
+        write_file(output_dir / RECORD, text_of_record)
         write_beside(output_dir, plan, made, record, text_of_record)
     kept = target if settings.job.keep else None
     return Replay(word, said, sha256, reasons, found_difference, kept)

@@ -8,17 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner.canonical import canonical_json
-from runner.checkpoint import Checkpoint
+from runner.checkpoint import RECORD, Checkpoint
 from runner.errors import InputError, counted, escape, quote
 from runner.files import read_small
-from runner.formats import FORMATS
 from runner.formats.safetensors import CONTENT_HASH, read_header
 from runner.proof.contents import Contents, contents_of, inside
 from runner.proof.finding import There
-from runner.proof.places import Places
+from runner.proof.places import Places, opened
 from runner.proof.recorded import (
-    MAX_RECORD_BYTES,
-    RECORD,
     STATED,
     NewerError,
     Recorded,
@@ -27,6 +24,8 @@ from runner.proof.recorded import (
     read_text,
     tensors_of,
 )
+from runner.record import MAX_RECORD_BYTES
+from runner.signing import fault, key_digest, signature_path
 from runner.tensor_digests import tensor_root
 
 VERIFIED, UNPROVEN, MISMATCH = "VERIFIED", "UNPROVEN", "MISMATCH"
@@ -105,7 +104,7 @@ def verify(places: Places, advance: Callable[[int], None]) -> Verification:
     found = Verification()
     texts = list(_texts(places, found))
     try:
-        contents = contents_of(_open(places.model), advance)
+        contents = contents_of(_merged(places.model), advance)
     except InputError as error:
         if error.tag in _NO_MODEL or not (places.sidecar or places.record or places.statement):
             raise
@@ -138,6 +137,24 @@ def inputs_found(there: Sequence[There]) -> Iterator[Finding]:
             yield Finding(part, ABSENT, f"{named}: not found")
 
 
+def verify_signature(model: Path, public: bytes | None, found: Verification) -> None:
+    """Checks the signature beside a model, if there is a key that it has to be by.
+
+    Args:
+        model: the file or folder.
+        public: the key, as PEM; None: a signature that is there is only pointed out.
+        found: is told.
+    """
+    place = signature_path(model)
+    if public is not None:
+        by = f"{place.name} by the key {key_digest(public)}"
+        wrong = fault(model, public)
+        found.add(by, wrong is None, wrong or "")
+        found.witnesses += [place.name] if wrong is None else []
+    elif place.exists():
+        found.findings.append(Finding(place.name, ABSENT, "job.key=PUBLIC.pem says whose it is"))
+
+
 def _texts(places: Places, found: Verification) -> Iterator[Recorded]:
     """The record and the statement, as far as they can be read."""
     for path in (places.record, places.statement):
@@ -153,9 +170,9 @@ def _texts(places: Places, found: Verification) -> Iterator[Recorded]:
         found.witnesses.append(path.name)
 
 
-def _open(model: Path) -> Checkpoint:
-    entry = next(entry for entry in FORMATS.values() if entry.accepts(model))
-    checkpoint = entry.open(model, model.name, None)
+def _merged(model: Path) -> Checkpoint:
+    """A model that may be the result of a merge, by its headers."""
+    checkpoint = opened(model)
     for file in checkpoint.files:
         if not file.path.name.endswith(".safetensors") and checkpoint.format == "diffusers":
             what = "pickled weights, which no merge writes; nothing to verify"

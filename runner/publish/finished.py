@@ -12,16 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from runner.canonical import readable_json
+from runner.checkpoint import CARD, RECORD, STATEMENT_SUFFIX
 from runner.errors import InputError, MismatchError, escape, quote
 from runner.files import read_small
 from runner.formats.strict_json import parse_object
 from runner.masking import all_masked
 from runner.publish.folder import digest_of
-from runner.publish.hub import CARD
 from runner.publish.target import PIPELINE, Model, Publication, kind_of
 from runner.write import write_file
 
-RECORD, STATEMENT = "run.json", ".intoto.json"
 MAX_BYTES = 256 << 20  # of a record: every deviation stands in it
 
 
@@ -57,14 +57,14 @@ def finished_model(folder: Path, model_folder: Path) -> Model:
 
 def _of_folder(folder: Path, name: str, weights: Mapping[str, str]) -> dict[str, str]:
     """Every file of a model that is a folder: the record has its weight files, the statement all."""
-    subjects = _read(folder / f"{name}{STATEMENT}").get("subject")
+    subjects = _read(folder / f"{name}{STATEMENT_SUFFIX}").get("subject")
     try:
         assert isinstance(subjects, list)
         found = {str(one["name"]).removeprefix(f"{name}/"): str(one["digest"]["sha256"]) for one in subjects}
     except (AssertionError, KeyError, TypeError) as error:
-        raise InputError(f"{quote(folder / (name + STATEMENT))}: no statement of a merge") from error
+        raise InputError(f"{quote(folder / (name + STATEMENT_SUFFIX))}: no statement of a merge") from error
     if not weights.items() <= found.items():
-        raise InputError(f"{quote(folder / (name + STATEMENT))}: not the statement of this run")
+        raise InputError(f"{quote(folder / (name + STATEMENT_SUFFIX))}: not the statement of this run")
     _check_names(found)
     return found
 
@@ -101,14 +101,11 @@ def verify(model: Model) -> None:
 
 
 def note(folder: Path, publication: Publication) -> None:
-    """Adds to the record of a run what was published, and has its statement say the record's new digest.
+    """Adds to the record of a run what was published.
 
     Raises:
         OutputError: the device refused.
     """
-    path = folder / RECORD
-    before = read_small(path, path.name, MAX_BYTES)
-    tree = json.loads(before)
     entry: dict[str, Any] = {
         "target": publication.target,
         "place": publication.place,
@@ -117,18 +114,26 @@ def note(folder: Path, publication: Publication) -> None:
     }
     if publication.error is not None:
         entry["error"] = publication.error
-    tree["run"].setdefault("published", []).append(all_masked(entry))
-    after = _text(tree)
+    add_to_record(folder, "published", entry)
+
+
+def add_to_record(folder: Path, part: str, entry: Mapping[str, Any]) -> None:
+    """Adds to a list in the record of a run, and has its statement say the record's new digest.
+
+    Raises:
+        OutputError: the device refused.
+    """
+    path = folder / RECORD
+    before = read_small(path, path.name, MAX_BYTES)
+    tree = json.loads(before)
+    tree["run"].setdefault(part, []).append(all_masked(entry))
+    after = readable_json(tree).encode()
     write_file(path, after)
-    statement = folder / f"{tree['deterministic']['output']['name']}{STATEMENT}"
+    statement = folder / f"{tree['deterministic']['output']['name']}{STATEMENT_SUFFIX}"
     if statement.is_file():
         old, new = (hashlib.sha256(text).hexdigest() for text in (before, after))
         said = read_small(statement, statement.name, MAX_BYTES)
         write_file(statement, said.replace(old.encode(), new.encode()))
-
-
-def _text(tree: Mapping[str, Any]) -> bytes:
-    return (json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runner.checkpoint import CARD
 from runner.errors import InputError, PublishError, RunnerError, UsageError, counted, escape, quote
 from runner.hub import parse_name, said_offline
 from runner.publish.folder import digest_of
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 log = logging.getLogger(__name__)
-CARD = "README.md"
 
 
 def checked_repository(target: Target, offline: bool) -> str:

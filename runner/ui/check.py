@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from runner.compose import ComposedRecipe, recipe_in
-from runner.config import Settings
+from runner.config import Job, Settings
 from runner.describe import describe
 from runner.errors import InputError, KeyPath, RunnerError, quote
 from runner.library.lookup import Library
-from runner.place import place
-from runner.planner import make_plan
+from runner.origins import plan_with_origins
 from runner.recipe import Recipe, parse_recipe
-from runner.record import header_metadata
-from runner.resolve import BoundMerge, Resolved, resolve
+from runner.resolve import BoundMerge, Resolved
+from runner.run import placed, resolved_by
 from runner.ui.draft import Draft
 from runner.write import free_bytes
 
@@ -65,26 +64,19 @@ def check(draft: Draft, settings: Settings, *, confined: bool = False) -> Checke
         confined: whether models outside the folders of the settings are refused unread.
     """
     label = draft.file.label
+    settings = replace(settings, job=Job("plan"), hub="offline")
     try:
         composed = recipe_in(draft.file)
         parsed = parse_recipe(composed.name, composed.tree, composed.locate)
         if confined:
             refuse_outside(parsed, composed, settings)
-        library = (settings.models_dir, settings.cache_dir, True, settings.model_folders)
-        resolved = resolve(parsed, composed.locate, *library)
+        resolved = resolved_by(parsed, composed.locate, settings)
     except RunnerError as error:
         return Checked(draft.text, _problems(error, label), error.hint or "")
     curves, components = _curves(resolved), _components(resolved)
     try:
-        plan = make_plan(resolved, header_metadata(resolved))
-        placement = place(
-            plan,
-            settings.placement,
-            settings.memory,
-            settings.threads,
-            settings.tile_elements,
-            imaginary=True,
-        )
+        plan = plan_with_origins(resolved)
+        placement = placed(plan, settings)
         free = free_bytes(settings.output_dir or Path())
     except RunnerError as error:
         problems = _problems(error, label)

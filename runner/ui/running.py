@@ -17,6 +17,8 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Footer, Label, ProgressBar, RichLog
 
+from runner.checkpoint import RECORD
+
 _PROGRESS = re.compile(r"progress (?P<done>\d+) of (?P<total>\d+): (?P<what>.*)")
 PATIENCE = 20.0  # seconds for a run to end by itself when it is asked to
 
@@ -87,7 +89,7 @@ class Run(ModalScreen[int]):
     def _record(self) -> None:
         """Says where the record of the run is."""
         for line in self.said:
-            record = Path(line).parent / "run.json"
+            record = Path(line).parent / RECORD
             if line and not line.startswith(" ") and record.is_file():
                 self.said.append(f"record: {record}")
                 self.query_one(RichLog).write(self.said[-1])

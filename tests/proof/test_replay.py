@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from runner.canonical import canonical_json
 from runner.config import Job
-from runner.errors import RunnerError
+from runner.errors import RunnerError, UsageError
+from runner.place import Devices
 from runner.proof.job import replay_job
 from tests.build import flip, write_models
 from tests.proof.build import NAME, answer_of, by_another_machine, edited, made
@@ -219,6 +220,13 @@ def test_without_the_recorded_model_the_tensors_are_known_by_their_digests(
     (run / f"{NAME}.tensors.json").unlink()
     found = answer(run, capsys)
     assert (found["word"], found["tensors"]) == ("DIFFERENT", None) and "not known" in found["reasons"][0]
+
+
+def test_a_gpu_that_is_not_there_is_refused_though_its_memory_is_stated(tmp_path: Path) -> None:
+    run = made(tmp_path)
+    absent = Devices((99,), {99: 1 << 30})
+    with pytest.raises(UsageError, match="99: no such GPU"):
+        replay_job(settings(tmp_path, job=Job("replay", source=run), placement=absent), tmp_path)
 
 
 @pytest.mark.parametrize(

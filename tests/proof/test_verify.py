@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from runner.checkpoint import SIDECAR
 from runner.config import Job
+from runner.demo import demo_model
 from runner.errors import InputError, UsageError
 from runner.proof.job import verify_job
 from tests.build import flip, write_models
@@ -164,6 +166,29 @@ def test_inputs_are_the_recorded_ones_wherever_they_lie_and_whatever_they_are_ca
     save_file({"x": load_file(tmp_path / "b.safetensors").popitem()[1]}, elsewhere / "b.safetensors")
     found = answer(run, capsys, inputs=True, models=elsewhere)
     assert wrong(found) == ["input b"] and "there is another" in str(found["findings"])
+
+
+def test_inputs_whose_running_means_were_taken_are_held_to_those(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(demo_model("photo", cache), tmp_path / "trained")
+    shutil.copytree(demo_model("anime", cache) / "unet", tmp_path / "trained" / "unet_ema")
+    run = made(tmp_path, models={"a": "trained", "b": "trained"}, ema="use")
+    found = answer(run, capsys, inputs=True)
+    assert found["word"] == "VERIFIED", found
+    flip(next((tmp_path / "trained" / "unet_ema").glob("*.safetensors")), -1)
+    assert wrong(answer(run, capsys, inputs=True)) == ["input a, b"]
+
+
+def test_inputs_of_a_recipe_that_cannot_be_read_are_looked_for_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = made(tmp_path)
+    record = run / "run.json"
+    record.write_text(record.read_text().replace('"method": "weighted_sum"', '"method": 7'))
+    found = answer(run, capsys, inputs=True)
+    assert "recipe in run.json" in wrong(found)
+    assert {one["part"] for one in found["findings"]} > {"input a", "input b"}
 
 
 def test_a_model_that_lies_elsewhere_is_found_by_output_dir(

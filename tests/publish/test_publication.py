@@ -14,7 +14,8 @@ from runner.errors import MismatchError, PublishError, UsageError
 from runner.publish.finished import finished_model
 from runner.publish.publication import announce, publish, publish_run
 from runner.publish.target import CHECKPOINT, PIPELINE, Model, Target
-from tests import command
+from runner.run import run
+from tests import command, runs
 from tests.build import write_models
 from tests.publish.conftest import mix
 from tests.runs import made
@@ -77,6 +78,21 @@ def test_a_publication_that_fails_leaves_the_merge_done(
     assert said["error"] is None and said["published"][0]["result"] == "failed"
 
 
+def test_a_publication_of_an_earlier_merge_that_fails_leaves_its_record_as_it_was(
+    folder: Path, cache: Path
+) -> None:
+    out = folder / "out"
+    made(folder, "out", RECIPE, cache_dir=cache)
+    before, again = record(out), runs.settings(folder, cache_dir=cache, publish=a1111(folder))
+    (folder / "ui" / PLACE).write_bytes(b"another")
+    for _ in range(2):  # a record that was lost would have the model merged again
+        with pytest.raises(PublishError):
+            run(runs.recipe(RECIPE), again, out)
+    said = record(out)
+    assert [one["result"] for one in said.pop("published")] == ["failed", "failed"]
+    assert said == before and said["error"] is None
+
+
 def test_a_place_that_went_away_during_the_merge_is_no_other_failure(file_run: Path, folder: Path) -> None:
     model = finished_model(file_run, file_run)
     with pytest.raises(PublishError, match=r"the model is in place, publishing failed: .*no such folder"):
@@ -106,12 +122,12 @@ def test_a_model_that_is_not_the_records_is_not_published(file_run: Path, folder
 
 
 def test_run_and_target_must_be_said(tmp_path: Path) -> None:
-    for run, target, words in (
+    for finished, target, words in (
         (None, Target("folder", tmp_path), "run=FOLDER is missing"),
         (tmp_path, None, "publish=TARGET is missing"),
     ):
         with pytest.raises(UsageError, match=words):
-            publish_run(run, target, None, offline=False)
+            publish_run(finished, target, None, offline=False)
 
 
 def test_the_command_line_has_the_settings_of_a_target_and_no_recipe_has(tmp_path: Path) -> None:

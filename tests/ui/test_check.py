@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
-from runner.compose import DATA_ROOT
+from runner.compose import DATA_ROOT, recipe_in
+from runner.config import Job
 from runner.library.headers import Facts
 from runner.methods import find_method
+from runner.place import Devices
+from runner.run import run
 from runner.ui.check import check
 from runner.ui.choices import demo_choices, found_models, looked_at, primary_facts, why_no_vae, why_not
 from runner.ui.draft import Draft
-from tests.build import write_models
+from tests.build import random_tensors, write_models
 from tests.ui.settings import settings
 
 
@@ -34,6 +40,20 @@ def test_a_good_recipe_has_the_plan_of_job_plan_and_its_numbers_by_block(cache: 
     assert component == "unet" and dict(zip(blocks, values, strict=True))["M00"] == 0.7
     assert found.curves["models", "b", "alpha"][2] == (0.6,) * 25
     assert found.components == ("text_encoder", "unet", "vae")
+
+
+def test_the_plan_is_the_text_of_job_plan_with_what_is_said_of_the_origins(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, (name, licence) in enumerate((("a", "mit"), ("b", "openrail"))):
+        metadata = {"format": "pt", "modelspec.license": licence}
+        save_file(random_tensors(number), tmp_path / f"{name}.safetensors", metadata)
+    draft = Draft("mix", "method: weighted_sum\nmodels: {a: a.safetensors, b: b.safetensors}\n")
+    own = replace(settings(cache, tmp_path), output_dir=tmp_path, placement=Devices((99,), {99: 1 << 30}))
+    shown = check(draft, own).plan
+    run(recipe_in(draft.file), replace(own, job=Job("plan")), tmp_path)
+    texts = [re.sub(r"\S+ \S+ free", "… free", text) for text in (f"{shown}\n", capsys.readouterr().out)]
+    assert texts[0] == texts[1] and '"mit" (a.safetensors); "openrail" (b.safetensors)' in texts[0]
 
 
 def test_a_recipe_that_builds_on_another_is_checked_with_it(cache: Path) -> None:
