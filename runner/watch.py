@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 
 import torch
@@ -70,11 +69,6 @@ class Watch:
                 f"{counted(len(shares), 'tensor')}: {_listed(names)}"
             )
         return lines
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether there is no NaN or Inf in a tensor; False also if there may be none: look closer then."""
-    return math.isfinite(float(tensor.sum()))
 
 
 def _zeros(values: Tensor) -> int:
