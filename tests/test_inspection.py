@@ -641,6 +641,27 @@ def test_distances_are_those_of_float64(look: Look, tmp_path: Path, dtype: torch
         assert found[component] == pytest.approx(norms(a, b, keys), rel=1e-3)
 
 
+@pytest.mark.parametrize("other", ["same names", "another architecture"])
+def test_distances_of_scaled_fp8_are_those_of_what_the_codes_stand_for(
+    look: Look, tmp_path: Path, other: str
+) -> None:
+    shapes = {"x.weight": (300, 200), "y.weight": (7, 5)}
+    plain = random_tensors(1, torch.float32, shapes)
+    codes, values = dict[str, Tensor](), dict[str, Tensor]()
+    for key, tensor in plain.items():
+        scale = tensor.abs().max() / 448
+        codes[key] = (tensor / scale).to(torch.float8_e4m3fn)
+        codes[f"{key.removesuffix('weight')}scale_weight"] = scale
+        values[key] = codes[key].float() * scale
+    save_file(codes, tmp_path / "fp8.safetensors")
+    if other == "another architecture":  # compared by the names that are stored
+        tree = {"method": "copy", "models": {"a": "demo:base"}, "output": {"format": "checkpoint"}}
+        plain |= merged(tree, tmp_path, tmp_path / "out", cache=look.cache)
+    save_file(plain, tmp_path / "plain.safetensors")
+    text = look(tmp_path / "plain.safetensors", tmp_path / "fp8.safetensors", distances=True)
+    assert percents(text)["other"] == pytest.approx(norms(plain, values, [*shapes]), rel=1e-3)
+
+
 def test_distances_by_block_are_those_of_its_tensors(look: Look, tmp_path: Path) -> None:
     files = {}
     for name in ("base", "anime"):
