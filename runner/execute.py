@@ -202,6 +202,7 @@ class _Engine:
             raise self.error
         self.inputs.check_unchanged()
         self._sum_up()
+        self.outcome.notes = {note: sorted(keys) for note, keys in sorted(self.measuring.notes.items())}
         self.outcome.warnings = self.watch.warnings(self.plan)
         return self.outcome
 
@@ -353,7 +354,6 @@ class _Engine:
             self._release(piece, data)
         for hasher in hashers:
             self.outcome.tensors |= hasher.digests
-        self.outcome.notes = {note: sorted(keys) for note, keys in sorted(self.measuring.notes.items())}
         self.stopped.set()
 
     def _release(self, piece: Piece, data: memoryview) -> None:

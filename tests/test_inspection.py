@@ -22,6 +22,7 @@ from torch import Tensor
 from runner.architectures import ARCHITECTURES
 from runner.compute import Moved
 from runner.config import Job, Settings
+from runner.demo import demo_model
 from runner.distance import relative
 from runner.errors import InputError, UsageError
 from runner.inspection.job import inspect
@@ -504,6 +505,37 @@ def test_a_folder_has_a_digest_of_its_own(look: Look) -> None:
     lines = section(look("demo:base", hashes=True), "hashes")
     listed = "".join(f"{line.split()[1]}  {line.split()[0]}\n" for line in lines[1:-1])
     assert lines[-1] == f"  of the folder: {hashlib.sha256(listed.encode()).hexdigest()}"
+
+
+@pytest.mark.parametrize("hashes", [False, True])
+def test_the_folder_of_a_component_is_a_folder_with_its_files_and_digest(look: Look, hashes: bool) -> None:
+    unet = demo_model("base", look.cache) / "unet"
+    lines = section(look(unet, hashes=hashes), "hashes")
+    weights = "diffusion_pytorch_model.safetensors"
+    digest = hashlib.sha256((unet / weights).read_bytes()).hexdigest()
+    if hashes:
+        assert lines[1].split()[:2] == [weights, digest]
+        whole = hashlib.sha256(f"{digest}  {weights}\n".encode()).hexdigest()
+        assert lines[-1] == f"  of the folder: {whole}"
+    assert section(look(unet), "files")[1].split() == ["unet", weights]
+
+
+def test_the_shards_of_a_component_by_itself_are_listed_and_hashed(look: Look, tmp_path: Path) -> None:
+    names = [f"diffusion_pytorch_model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    for key, name in zip("ac", names, strict=True):
+        header_only(tmp_path / "vae" / name, {key: TensorSpec("F16", (2,))})
+    index = {"weight_map": dict(zip("ac", names, strict=True))}
+    (tmp_path / "vae" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "vae" / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    text = look(tmp_path / "vae", hashes=True)
+    assert [line.split()[0] for line in section(text, "hashes")[1:-1]] == names
+    assert section(text, "files")[1].split(maxsplit=1) == ["vae", f"{names[0]} ... (2 shards)"]
+
+
+def test_a_unet_by_itself_is_no_other_component_and_lacks_the_rest(look: Look) -> None:
+    text = look(demo_model("base", look.cache) / "unet")
+    assert fact(text, "without") == "text_encoder, vae"
+    assert [line.split()[0] for line in section(text, "components")[1:]] == ["unet"]
 
 
 # Adapters
