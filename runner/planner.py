@@ -23,7 +23,7 @@ from runner.marking import marks, predicting, with_header, with_scheduler
 from runner.methods import Method
 from runner.methods.factors import sides
 from runner.plan import BUFFER, COPIED, KEPT, MERGED, Draw, Job, Load, Plan, Step, Value
-from runner.prediction import Prediction, agreed, disagreeing
+from runner.prediction import Prediction, agreed, disagreeing, said_by
 from runner.recipe import Policies
 from runner.resolve import BoundMerge, Resolved
 from runner.taken import taken
@@ -332,10 +332,10 @@ class _Planner:
         Raises:
             IncompatibleError: they predict different things, and the recipe does not say which it is.
         """
-        models = predicting(self.resolved, jobs)
-        self._prediction = agreed(models, self.resolved.recipe.prediction_type)
+        recipe, said = self.resolved.recipe, said_by(predicting(self.resolved, jobs))
+        self._prediction = agreed(said, recipe.prediction_type, recipe.zero_terminal_snr)
         if self._prediction is not None:
-            self._disagreeing += disagreeing(models, self._prediction)
+            self._disagreeing += disagreeing(said, self._prediction)
         return self._prediction
 
     def module(self, architecture: Architecture, key: str) -> tuple[Module, Job] | None:
