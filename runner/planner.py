@@ -24,6 +24,7 @@ from runner.methods import Method
 from runner.methods.factors import sides
 from runner.plan import BUFFER, COPIED, KEPT, MERGED, Draw, Job, Load, Plan, Step, Value
 from runner.prediction import Prediction, agreed, disagreeing, said_by
+from runner.quantised import FOR_FP8
 from runner.recipe import Policies
 from runner.resolve import BoundMerge, Resolved
 from runner.taken import taken
@@ -32,7 +33,6 @@ from runner.view import INCIDENTAL, whole
 from runner.weighting import Weighting
 
 # What tensors stored in fp8 are written as if the recipe does not say: it holds the range of any scale.
-FOR_FP8 = "bfloat16"
 
 # Schedules and marker tensors of single files: facts about the primary, not weights.
 _NEVER_MERGED = re.compile(
@@ -64,6 +64,7 @@ def make_plan(
         planner.dropped.update(found.dropped)
         planner.unfit.update(found.unfit)
     planner.example.update(given.example)
+    planner.widened.update(given.widened)
     planner.raise_if_unfit(given.unfit)
     result = planner.predict(jobs.values())
     said = marks(resolved, result)
