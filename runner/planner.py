@@ -638,10 +638,18 @@ class _Planner:
             yield f"{what} ({_listed(self.widened, self.resolved)})"
         if compat := self.resolved.merge.method.compat:
             yield f"compat {compat}: {self.resolved.merge.method.differs}"
+        models = self.resolved.models
         sources = {job.loads[0].model for job in jobs if job.fate != BUFFER}
-        if not any(job.steps for job in jobs) and len(sources) == 1 < len(self.resolved.models):
-            label = self.resolved.models[sources.pop()].checkpoint.label
+        if not any(job.steps for job in jobs) and len(sources) == 1 < len(models):
+            label = models[sources.pop()].checkpoint.label
             yield f"the result is {quote(label)} itself: with these parameters nothing is merged"
+            return
+        # The first model gives its names and header even where nothing of it is read.
+        used = {load.model for job in jobs for load in job.loads} | {self.resolved.merge.primary()}
+        for number, model in enumerate(models):
+            if number not in used:
+                label = quote(model.checkpoint.label)
+                yield f"{label} has no effect: with these parameters nothing of it is in the result"
 
 
 def _policies(merge: BoundMerge) -> Policies:
