@@ -38,6 +38,7 @@ from runner.compose import DATA_ROOT, is_file, recipe_folders, recipe_names, rec
 from runner.config import RECIPE_JOBS, settings_of
 from runner.errors import Interrupted, OutputError, RecipeError, RunnerError, UsageError, nearest, quote
 from runner.interrupts import Interrupts, interruption_in, is_told, leave_to_the_system
+from runner.publish.target import TARGETS
 from runner.sweep import gather, write_status, write_tables
 from runner.write import write_file
 
@@ -242,7 +243,7 @@ def _translated(error: BaseException) -> RunnerError:
         if found:
             known = _setting_names()
             if found[1].startswith("publish.") and found[1] in known:
-                hint = "each target has its own settings: publish=a1111, comfyui, folder, invokeai or hub"
+                hint = f"each target has its own settings: publish={', '.join(TARGETS[:-1])} or {TARGETS[-1]}"
                 return UsageError(f"{quote(found[1])}: no target is chosen that has this setting", hint=hint)
             if found[1] in known:
                 hint = f"it belongs to another job: job={_job_of(found[1])}"

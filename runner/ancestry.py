@@ -158,11 +158,10 @@ def _licences(resolved: Resolved) -> list[str]:
 def _ancestor(model: Model, record: Record | None, read: bool) -> Ancestor:
     """An input as an ancestor; A1111's hash of a single file is read from it."""
     name = canonical_source(model.sources[0])["source"]
-    folder = model.checkpoint.format == "diffusers" or len(model.checkpoint.files) > 1
-    legacy = None if folder else "0" * 8
+    legacy = "0" * 8 if model.checkpoint.is_file else None
     if legacy and read:
         legacy = legacy_hash(model.checkpoint.files[0])
-    return Ancestor(name, legacy, licence_of(model), "diffusers" if folder else "", record)
+    return Ancestor(name, legacy, licence_of(model), "" if model.checkpoint.is_file else "diffusers", record)
 
 
 def _entry(ancestor: Ancestor) -> dict[str, Any]:

@@ -39,11 +39,15 @@ def canonical_recipe(recipe: Recipe) -> dict[str, Any]:
     }
     components = {name: canonical_source(source) for name, source in recipe.components.items()}
     texts = {"description": recipe.description, "author": recipe.author, "license": recipe.license}
+    predicted = {
+        "prediction_type": recipe.prediction_type,
+        "zero_terminal_snr": recipe.zero_terminal_snr,
+    }
     return {
         **_canonical_merge(recipe.merge),
         **({"components": components} if components else {}),
         "compute_dtype": recipe.compute_dtype,
-        **({"prediction_type": recipe.prediction_type} if recipe.prediction_type else {}),
+        **{name: value for name, value in predicted.items() if value is not None},
         "output": {name: value for name, value in output.items() if value},
         **{name: text for name, text in texts.items() if text},
     }

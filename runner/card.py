@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from runner.ancestry import Ancestry, inputs, result_license
+from runner.ancestry import inputs, result_license
 from runner.canonical import canonical_json, canonical_recipe
 from runner.errors import InputError, escape
 from runner.family import family_tree
@@ -26,17 +26,16 @@ _IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.-]{1,39}", re.ASCII)  # as the hub na
 _MARKUP = re.compile(r"[\\`*_{}\[\]()<>#+\-.!|~&@:$^=]")  # and what makes links, emoji and formulas
 
 
-def card(ancestry: Ancestry, plan: Plan, digests: list[str], entries: Mapping[str, str]) -> bytes:
+def card(plan: Plan, digests: list[str], entries: Mapping[str, str]) -> bytes:
     """The text of README.md.
 
     Args:
-        ancestry: of the inputs.
         plan: of the merge.
         digests: of the inputs.
         entries: of the output's header; the family tree is drawn from them.
     """
     recipe = plan.resolved.recipe
-    models = inputs(ancestry.resolved, digests)
+    models = inputs(plan.resolved, digests)
     yaml = _recipe(plan, models)
     sections = [
         _front_matter(plan, models, result_license(plan.resolved)),

@@ -60,6 +60,11 @@ class Checkpoint:
     warnings: tuple[str, ...] = ()
 
     @property
+    def is_file(self) -> bool:
+        """Whether it is one file; if not it is a folder, a pipeline's or that of one component."""
+        return self.files[0].path == self.root
+
+    @property
     def nbytes(self) -> int:
         """Bytes of its weight files."""
         return sum(file.identity.size for file in self.files)

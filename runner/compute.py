@@ -19,7 +19,7 @@ from runner.methods.factors import Factors
 from runner.methods.tiles import Tile
 from runner.plan import Job, Load, Plan
 from runner.tensors import DTYPES, SUM_ELEMENTS, TensorSpec
-from runner.watch import NARROW, Watch, is_finite
+from runner.watch import NARROW, Watch
 
 
 @dataclass(slots=True)
@@ -138,16 +138,13 @@ class Scratch:
     def _check_operands(self, job: Job) -> None:
         """Raises: NumericError if one holds NaN or Inf, whether the recipe allows it or not."""
         for load in job.loads:
-            elements = self._plan.spec(load).elements
-            for start in range(0, elements, self._tile_elements):
-                tensor = self._load(0, load, start, min(self._tile_elements, elements - start))
-                self._refuse(load, tensor, start, job.nonfinite)
+            self._refuse(load, allowed=job.nonfinite)
 
-    def _refuse(self, load: Load, tensor: Tensor, start: int, allowed: bool) -> None:
-        """Raises: NumericError if part of a tensor that is read holds NaN or Inf."""
-        if not _not_finite(tensor).any():
-            return
+    def _refuse(self, load: Load, *, allowed: bool = False) -> None:
+        """Raises: NumericError if a tensor holds NaN or Inf; reads all of it, into the first input buffer."""
         count, first = self._not_finite_in(load)
+        if not count:
+            return
         label = self._plan.resolved.models[load.model].checkpoint.label
         raise NumericError(
             f"{escape(label)}: tensor {quote(load.key)}: NaN or Inf, first at element {first}, "
@@ -202,7 +199,7 @@ class Scratch:
         evaluation = self._evaluation(job, start, count, torch.device(CPU), measured)
         for operand in evaluation.operands:  # what is not finite has no singular values
             if not torch.isfinite(operand).all():
-                self._check(job, operand, evaluation.operands, start)
+                self._check(job, operand, evaluation.operands)
         with self.excused((job,)):
             evaluation.compute(len(job.steps))
         found = evaluation.values[-1]
@@ -210,7 +207,7 @@ class Scratch:
         target = torch.frombuffer(out, dtype=torch_dtype(job.spec), count=job.written_elements)
         product = found.write(target, job.rank, job.alpha)
         if not torch.isfinite(target).all():
-            self._check(job, torch.cat([found.up.reshape(-1), found.down.reshape(-1)]), [], start)
+            self._check(job, torch.cat([found.up.reshape(-1), found.down.reshape(-1)]), [])
         return Moved(squares((found.change - product).reshape(-1)), squares(found.change.reshape(-1)))
 
     def _merge(
@@ -222,7 +219,7 @@ class Scratch:
         operands, result, original = evaluation.operands, evaluation.values[-1], evaluation.operand(0)
         assert isinstance(result, Tensor)  # the job has no rank
         if not (job.nonfinite or all(step.method.spreads for step in job.steps)):
-            self._screen(job, evaluation, start)
+            self._screen(job, evaluation)
         target = torch.frombuffer(out, dtype=torch_dtype(job.spec), count=count)
         target.copy_(result.reshape(-1))
         if job.spec.dtype in NARROW:
@@ -230,16 +227,19 @@ class Scratch:
         moved = self._moved(target, original, len(operands))
         # What is not finite in the result is not in the sums either; fp8 would hide it.
         if job.spec.is_fp8 or not (math.isfinite(sum(moved.difference)) or job.nonfinite):
-            self._check(job, result, operands, start)
+            self._check(job, result, operands)
         return moved
 
-    def _screen(self, job: Job, evaluation: Evaluation, start: int) -> None:
+    def _screen(self, job: Job, evaluation: Evaluation) -> None:
         """Raises: NumericError if an operand holds NaN or Inf that the methods may have looked past."""
         for at, load in enumerate(job.loads):
-            if self._plan.resolved.models[load.model].adapters or not evaluation.operands[at].numel():
+            tensor = evaluation.operands[at]
+            if self._plan.resolved.models[load.model].adapters or not tensor.numel():
                 continue  # what adapters change spreads; nothing is there to look at
-            if evaluation.operands[at].is_floating_point() and not is_finite(evaluation.operand(at)):
-                self._refuse(load, evaluation.operands[at], start, allowed=False)
+            if not tensor.is_floating_point() or _is_finite(evaluation.operand(at)):
+                continue
+            if _not_finite(tensor).any():  # a sum can also be too large
+                self._refuse(load)
 
     def _copy(self, job: Job, start: int, count: int, out: memoryview) -> None:
         load = job.loads[0]
@@ -261,12 +261,12 @@ class Scratch:
         if not same and job.spec.dtype in NARROW and source.is_floating_point():
             self._watch.cast(job.key, source, target)
         if not same and job.spec.is_fp8:  # the cast hides what it cannot hold
-            self._check(job, source, [source], start)
+            self._check(job, source, [source])
         if job.nonfinite or not stored.is_float:
             return
         wide = self._float(0, count, torch.float64 if job.spec.dtype == "F64" else torch.float32)
         if not math.isfinite(torch.linalg.vector_norm(wide.copy_(target))):
-            self._check(job, target if same else source, [target if same else source], start)
+            self._check(job, target if same else source, [target if same else source])
 
     def _check_equal(self, job: Job, first: Load, other: Load, start: int, count: int) -> None:
         a, b = self._load(0, first, start, count), self._load(1, other, start, count)
@@ -316,7 +316,7 @@ class Scratch:
             self._floats[at] = torch.empty(count, dtype=dtype)
         return self._floats[at][:count]
 
-    def _check(self, job: Job, result: Tensor, operands: Sequence[Tensor], start: int) -> None:
+    def _check(self, job: Job, result: Tensor, operands: Sequence[Tensor]) -> None:
         """Raises: NumericError if a value is not finite, or not after the cast; says which."""
         if not job.spec.is_float or not result.numel():
             return
@@ -327,8 +327,8 @@ class Scratch:
         if peak <= DTYPES[job.spec.dtype].largest:
             return
         for load, tensor in zip(job.loads, operands, strict=False):
-            if not job.nonfinite:
-                self._refuse(load, tensor, start, allowed=False)
+            if not job.nonfinite and _not_finite(tensor).any():
+                self._refuse(load)
         if not math.isfinite(peak) and not job.nonfinite:
             self._check_operands(job)  # what was measured is of other parts of the tensor too
         what = f"reaches {peak:.6g}" if math.isfinite(peak) else "is not finite"
@@ -359,6 +359,11 @@ class Tiles:
 
     def __iter__(self) -> Iterator[Tile]:
         return self.scratch.walk(self.job, self.step, self.measured)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether there is no NaN or Inf in a tensor; False also if there may be none: look closer then."""
+    return math.isfinite(float(tensor.sum()))
 
 
 def _not_finite(values: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner.errors import UsageError, nearest, quote
 from runner.place import Devices
-from runner.publish.target import Target
+from runner.publish.target import HUB, INVOKEAI, TARGETS, Target
 from runner.recipe import parse_size
 from runner.tensors import SUM_ELEMENTS
 
@@ -199,13 +199,13 @@ def _of_job(node: _Node, job: str, field: str) -> Any:
 
 
 def _target(node: _Node) -> Target:
-    name = node.word("target", ("a1111", "comfyui", "folder", "invokeai", "hub"))
+    name = node.word("target", TARGETS)
     dry_run = node.flag("dry_run")
-    if name == "invokeai":
+    if name == INVOKEAI:
         url, patience = node.text("url", "an address"), node.integer("patience", 1, MAX_PATIENCE)
         return Target(name, dry_run=dry_run, url=url or "", patience=patience)
     overwrite = node.flag("overwrite")
-    if name == "hub":
+    if name == HUB:
         repository, private = node.text("repository", "ORG/NAME"), node.flag("private")
         return Target(name, overwrite=overwrite, dry_run=dry_run, repository=repository, private=private)
     return Target(name, node.path("root"), node.flag("link"), overwrite, dry_run)

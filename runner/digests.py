@@ -170,7 +170,7 @@ def model_digest(checkpoint: Checkpoint, digests: Mapping[InputFile, str]) -> st
     A folder's is the SHA-256 of the lines "<sha256>  <name inside the folder>", sorted by name, as
     sha256sum prints them.
     """
-    if checkpoint.files[0].path == checkpoint.root:
+    if checkpoint.is_file:
         return digests[checkpoint.files[0]]
     return folder_digest(
         [(digests[file], file.path.relative_to(checkpoint.root).as_posix()) for file in checkpoint.files]

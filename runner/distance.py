@@ -6,9 +6,7 @@ The sums are the engine's: over pieces of fixed size, which no thread shares, ad
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -16,49 +14,14 @@ import torch
 from torch import Tensor
 
 from runner.checkpoint import Checkpoint
-from runner.compute import Moved, squares, transposed
+from runner.compute import Moved, squares
 from runner.evaluation import torch_dtype
-from runner.files import read_into
 from runner.place import processors
+from runner.reading import ModelFiles
 from runner.tensors import DTYPES
 from runner.view import View
-
-
-@dataclass(frozen=True)
-class Tensors:
-    """A model whose tensors are read by the names of its view.
-
-    Attributes:
-        checkpoint: where they are stored.
-        view: what they are made of.
-        descriptors: of the open files.
-    """
-
-    checkpoint: Checkpoint
-    view: View
-    descriptors: Sequence[int]
-
-    def read(self, key: str, start: int, count: int) -> Tensor:
-        """Elements start … start + count of a tensor; all of one that is transposed."""
-        made = self.view.tensors[key]
-        size = DTYPES[made.spec.dtype].bits // 8
-        if made.transposed:
-            (piece,) = made.pieces
-            stored = memoryview(bytearray(piece.elements * size))
-            self._read(piece.key, stored, 0)
-            data = transposed(stored, piece.source, size)
-        else:
-            data = memoryview(bytearray(count * size))
-            at = 0
-            for source, skipped, elements in made.reads(start, start + count):
-                self._read(source, data[at : at + elements * size], skipped * size)
-                at += elements * size
-        return torch.frombuffer(data, dtype=torch_dtype(made.spec))
-
-    def _read(self, key: str, buffer: memoryview, offset: int) -> None:
-        stored = self.checkpoint.tensors[key]
-        file = self.checkpoint.files[stored.file]
-        read_into(self.descriptors[stored.file], buffer, stored.offset + offset, file.label)
+from runner.watch import INTEGERS
+from runner.workers import workers
 
 
 def distances(
@@ -80,7 +43,7 @@ def distances(
     Raises:
         InputError: a file ended early, or changed meanwhile.
     """
-    with _opened(models) as both, _workers(threads) as pool:
+    with _opened(models) as both, workers(threads or processors()) as pool:
         found = {}
         apart = pool.map(lambda key: _apart(both[0], both[1], tile_elements, key), keys)
         for key, moved in zip(keys, apart, strict=True):
@@ -102,39 +65,41 @@ def ulps(
     Raises:
         InputError: a file ended early, or changed meanwhile.
     """
-    with _opened(models) as both, _workers(threads) as pool:
+    with _opened(models) as both, workers(threads or processors()) as pool:
         most = pool.map(lambda key: _ulps(both[0], both[1], tile_elements, key), keys)
         return dict(zip(keys, most, strict=True))
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """A model whose files are open."""
+
+    view: View
+    files: ModelFiles
+
+    def read(self, key: str, start: int, count: int) -> Tensor:
+        """Elements start … start + count of a tensor."""
+        spec = self.view.tensors[key].spec
+        data = memoryview(bytearray(count * DTYPES[spec.dtype].bits // 8))
+        self.files.read(key, data, start, count)
+        return torch.frombuffer(data, dtype=torch_dtype(spec))
+
+
 @contextmanager
-def _opened(models: Sequence[tuple[Checkpoint, View]]) -> Iterator[list[Tensors]]:
+def _opened(models: Sequence[tuple[Checkpoint, View]]) -> Iterator[list[_Opened]]:
     """Models that are read, of which no file may have changed at the end."""
     with ExitStack() as opened:
         found = []
         for checkpoint, view in models:
-            descriptors = []
-            for file in checkpoint.files:
-                descriptors.append(file.open())
-                opened.callback(os.close, descriptors[-1])
-            found.append(Tensors(checkpoint, view, descriptors))
+            files = ModelFiles(checkpoint, view, checkpoint.tensors)
+            opened.callback(files.close)
+            found.append(_Opened(view, files))
         yield found
-        for tensors in found:
-            for file, descriptor in zip(tensors.checkpoint.files, tensors.descriptors, strict=True):
-                file.check_unchanged(descriptor)
+        for one in found:
+            one.files.check_unchanged()
 
 
-@contextmanager
-def _workers(threads: int) -> Iterator[ThreadPoolExecutor]:
-    # One torch thread a worker: torch's own would change the order of sums, and fight ours.
-    pool = ThreadPoolExecutor(threads or processors(), initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _apart(first: Tensors, second: Tensors, tile_elements: int, key: str) -> Moved:
+def _apart(first: _Opened, second: _Opened, tile_elements: int, key: str) -> Moved:
     made = first.view.tensors[key], second.view.tensors[key]
     elements = made[0].spec.elements
     tile = elements if any(one.transposed for one in made) else tile_elements
@@ -142,29 +107,28 @@ def _apart(first: Tensors, second: Tensors, tile_elements: int, key: str) -> Mov
     moved = Moved([], [])
     for start in range(0, elements, max(1, tile)):
         count = min(tile, elements - start)
-        a, b = (tensors.read(key, start, count).to(dtype) for tensors in (first, second))
+        a, b = (one.read(key, start, count).to(dtype) for one in (first, second))
         moved.difference += squares(b - a)
         moved.original += squares(a)
     return moved
 
 
-def _ulps(first: Tensors, second: Tensors, tile_elements: int, key: str) -> int:
+def _ulps(first: _Opened, second: _Opened, tile_elements: int, key: str) -> int:
     elements, most = first.view.tensors[key].spec.elements, 0
     for start in range(0, elements, max(1, tile_elements)):
         count = min(tile_elements, elements - start)
-        a, b = (_ordered(tensors.read(key, start, count)) for tensors in (first, second))
+        a, b = (_ordered(one.read(key, start, count)) for one in (first, second))
         far = (a.double() - b.double()).abs() > _FAR
         most = max(most, int(torch.where(far, int(_FAR), (a - b).abs()).max()))
     return most
 
 
 _FAR = 2.0**62  # beyond it the difference of two numbers of 64 bits would not fit into one
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _ordered(values: Tensor) -> Tensor:
     """Floats as whole numbers in the same order, neighbours one apart: the bits of the size, signed."""
-    bits = values.view(_INTEGERS[values.element_size()]).to(torch.int64)
+    bits = values.view(INTEGERS[values.element_size()]).to(torch.int64)
     size = bits & ((1 << (8 * values.element_size() - 1)) - 1)
     return torch.where(bits < 0, -size, size)
 

@@ -208,13 +208,16 @@ def escape(text: str) -> str:
 def _escape_unprintable(text: str) -> str:
     if text.isprintable():  # nearly all are, and this is asked of every name in a header
         return text
-    # Cc/Cf/Cs/Co/Cn, and the two separators that break lines: bidirectional controls are in Cf.
     return "".join(
-        "".join(f"\\u{unit:04x}" for unit in _utf16(char))
-        if unicodedata.category(char)[0] == "C" or unicodedata.category(char) in ("Zl", "Zp")
-        else char
-        for char in text
+        "".join(f"\\u{unit:04x}" for unit in _utf16(char)) if is_unprintable(char) else char for char in text
     )
+
+
+def is_unprintable(char: str) -> bool:
+    """Whether a character is shown as its number, and never as it is."""
+    # Cc/Cf/Cs/Co/Cn, and the two separators that break lines: bidirectional controls are in Cf.
+    kind = unicodedata.category(char)
+    return kind[0] == "C" or kind in ("Zl", "Zp")
 
 
 def _utf16(char: str) -> list[int]:

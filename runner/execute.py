@@ -33,6 +33,7 @@ from runner.reading import Inputs
 from runner.tensor_digests import TensorHasher
 from runner.tensors import DTYPES
 from runner.watch import Watch
+from runner.workers import memory, one_torch_thread
 from runner.write import Staging
 
 log = logging.getLogger(__name__)
@@ -201,6 +202,7 @@ class _Engine:
             raise self.error
         self.inputs.check_unchanged()
         self._sum_up()
+        self.outcome.notes = {note: sorted(keys) for note, keys in sorted(self.measuring.notes.items())}
         self.outcome.warnings = self.watch.warnings(self.plan)
         return self.outcome
 
@@ -226,8 +228,7 @@ class _Engine:
         }
 
     def _guard(self, work: Callable[[], None]) -> None:
-        # One torch thread a worker: torch's own would change the order of sums, and fight ours.
-        torch.set_num_threads(1)
+        one_torch_thread()
         try:
             work()
         except BaseException as error:
@@ -353,7 +354,6 @@ class _Engine:
             self._release(piece, data)
         for hasher in hashers:
             self.outcome.tensors |= hasher.digests
-        self.outcome.notes = {note: sorted(keys) for note, keys in sorted(self.measuring.notes.items())}
         self.stopped.set()
 
     def _release(self, piece: Piece, data: memoryview) -> None:
@@ -375,18 +375,6 @@ class _Engine:
             if self.bytes_done >= flushed + FLUSH_BYTES:
                 flushed = self.bytes_done
                 self.staging.sync()
-
-
-@contextlib.contextmanager
-def memory(what: str, size: str = "its operands") -> Iterator[None]:
-    """Says for what the host had no memory, and how much that is."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
-            raise
-        hint = "lower memory= or tile_elements="
-        raise OutOfMemoryError(f"{what}: no memory for {size}", hint=hint) from error
 
 
 def torch_device(device: Device) -> torch.device:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runner.errors import escape, quote
-from runner.stated import RUNNER, Record, descent, mapping
+from runner.stated import RUNNER, SLOTS, Record, descent, mapping
 
 MAX_LINES = 60  # a record can name its ancestors again and again
 MAX_DEPTH = 10
@@ -19,11 +19,6 @@ LOST = "runner.ancestors_lost"
 # Fields that say how, and those that say with what; tools differ in the names.
 _METHOD = ("interp_method", "merge_method", "mode", "method")
 _NUMBERS = ("multiplier", "base_alpha", "base_beta", "alpha_info", "beta_info", "calcmode", "calculation")
-_ROLES = (
-    ("A", ("primary_model_hash", "model_a")),
-    ("B", ("secondary_model_hash", "model_b")),
-    ("C", ("tertiary_model_hash", "model_c")),
-)
 # Fields of a recipe that are no numbers of its method.
 _NOT_NUMBERS = ("method", "models", "components", "output", "seed", "compute_dtype", "compat")
 
@@ -150,5 +145,5 @@ def _short(value: object) -> str:
 
 
 def _models(record: Record) -> Iterator[tuple[str, object]]:
-    for role, names in _ROLES:
-        yield role, next((record[name] for name in names if name in record), None)
+    for role, names in SLOTS:
+        yield role.upper(), next((record[name] for name in names if name in record), None)

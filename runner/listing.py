@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from runner.library.headers import BROKEN, Entry, entries_of
 from runner.library.lookup import DIGESTS, HEADERS, Library
 from runner.library.roots import Root
 from runner.library.walk import Found, models_in
+from runner.place import processors
 from runner.progress import progress, say
 from runner.tables import size, table
 
@@ -57,7 +57,7 @@ def find_digests(settings: Settings) -> dict[str, Any]:
         with (
             progress(nbytes, "sha256", settings.progress) as advance,
             InputDigests(
-                left, memory, settings.threads or min(4, os.cpu_count() or 1), trusted=False, advance=advance
+                left, memory, settings.threads or min(4, processors()), trusted=False, advance=advance
             ) as digests,
         ):
             for file, outcome in digests.finished():

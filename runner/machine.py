@@ -10,6 +10,7 @@ import re
 import resource
 import sys
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache
 def code_digests() -> dict[str, str]:
     """SHA-256 of the program's own source, and of the list of installed packages."""
     root = Path(__file__).parent

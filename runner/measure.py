@@ -73,7 +73,7 @@ class Measuring:
         found = dict(self._found[job])
         for number, step in enumerate(self._plan.jobs[job].steps):
             if step.over == "tensor" and number not in found:
-                found[number] = self._measured((job, number), scratch, found)
+                found[number] = measured_step(self._plan.jobs[job], number, scratch, found)
         return found
 
     def done(self, job: int, found: dict[int, Any]) -> None:
@@ -112,12 +112,8 @@ class Measuring:
             if step.over == "model":
                 self._survey(_group(step), scratch)
             elif step.over and earlier not in found:
-                found[earlier] = self._measured((job, earlier), scratch, found)
+                found[earlier] = measured_step(self._plan.jobs[job], earlier, scratch, found)
         return found
-
-    def _measured(self, member: tuple[int, int], scratch: Scratch, found: Mapping[int, Any]) -> Any:
-        """What is measured of a step of a job, those before it being measured."""
-        return measured_step(self._plan.jobs[member[0]], member[1], scratch, found)
 
     def walk(self, members: list[tuple[int, int]], scratch: Scratch) -> Iterator[Tile]:
         """The tiles of some steps, in the order of the plan."""

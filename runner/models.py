@@ -19,7 +19,7 @@ from runner.files import InputFile
 from runner.formats import FORMATS
 from runner.formats.diffusers import CONFIG
 from runner.lora.summary import detect_lora
-from runner.quantised import quantised
+from runner.quantised import Quantised, quantised
 from runner.recipe import Source
 from runner.tensors import TensorSpec
 from runner.view import View, view_of
@@ -75,15 +75,24 @@ class Naming:
     layout: str
     prefix: str = ""
 
-    def view(self, architecture: Architecture | None, specs: Mapping[str, TensorSpec]) -> View:
-        """The view of a model whose tensors have these names."""
+    def view(
+        self, architecture: Architecture | None, stored_specs: Mapping[str, TensorSpec], found: Quantised
+    ) -> View:
+        """The view of a model whose tensors have these names.
+
+        Args:
+            architecture: of the whole model; None if unknown.
+            stored_specs: of its tensors as stored.
+            found: what of them is quantised.
+        """
+        specs = found.tensors(stored_specs)
         stored = {self.prefix + key: key for key in specs}
         view = view_of(architecture, self.layout, {whole: specs[key] for whole, key in stored.items()})
         tensors = {
             name: replace(made, pieces=tuple(replace(one, key=stored[one.key]) for one in made.pieces))
             for name, made in view.tensors.items()
         }
-        return View(tensors, view.left)
+        return View(tensors, view.left, found)
 
 
 def recognised(sources: tuple[Source, ...], checkpoint: Checkpoint) -> Model:
@@ -97,12 +106,13 @@ def recognised(sources: tuple[Source, ...], checkpoint: Checkpoint) -> Model:
     if (dialect := detect_lora(specs)) is not None:
         return Model(sources, checkpoint, View({}, {}), None, None, str(dialect))
     architecture = detect(checkpoint.format, specs)
+    codes = quantised(checkpoint.label, specs)
     if architecture is None and checkpoint.format == "checkpoint" and (found := main_alone(specs)):
         architecture, kind = found
-        view = Naming("diffusers", f"{architecture.main}/").view(architecture, specs)
+        view = Naming("diffusers", f"{architecture.main}/").view(architecture, specs, codes)
         return Model(sources, _alone(checkpoint, architecture.main), view, architecture, kind)
     kind = variant(architecture, checkpoint.format, specs) if architecture else None
-    view = view_of(architecture, checkpoint.format, specs, quantised(checkpoint.label, specs))
+    view = view_of(architecture, checkpoint.format, specs, codes)
     return Model(sources, checkpoint, view, architecture, kind)
 
 
@@ -161,7 +171,7 @@ def component_model(
     best: tuple[Model, dict[str, Place]] | None = None
     most = 0
     for naming in _namings(component, architecture, checkpoint.format):
-        view = naming.view(architecture, checkpoint.specs)
+        view = naming.view(architecture, checkpoint.specs, other.view.quantised)
         places = {key: _place(architecture, naming, view, key) for key in view.tensors}
         places = {key: at for key, at in places.items() if at.component == component}
         known = sum(key in expected or is_known(architecture, key) for key in places)

@@ -32,7 +32,7 @@ def plan_with_origins(resolved: Resolved, ranks: Mapping[str, int] | None = None
     plan = replace(plan, warnings=(*plan.warnings, *ancestry.warnings))
     if not plan.layout.folder:
         return plan
-    text = card(ancestry, plan, input_digests(resolved, None), entries)
+    text = card(plan, input_digests(resolved, None), entries)
     return replace(plan, layout=replace(plan.layout, texts={**plan.layout.texts, CARD: text}))
 
 
@@ -46,7 +46,7 @@ def layout_with_origins(plan: Plan, digests: Mapping[InputFile, str]) -> tuple[L
     ancestry = trace(plan.resolved)
     entries = header_entries(ancestry, digests)
     layout = filled(plan.layout, entries)
-    text = card(ancestry, plan, input_digests(plan.resolved, digests), entries)
+    text = card(plan, input_digests(plan.resolved, digests), entries)
     if layout.folder:
         layout = replace(layout, texts={**layout.texts, CARD: text})
     return layout, text

@@ -23,7 +23,8 @@ from runner.marking import marks, predicting, with_header, with_scheduler
 from runner.methods import Method
 from runner.methods.factors import sides
 from runner.plan import BUFFER, COPIED, KEPT, MERGED, Draw, Job, Load, Plan, Step, Value
-from runner.prediction import Prediction, agreed, disagreeing
+from runner.prediction import Prediction, agreed, disagreeing, said_by
+from runner.quantised import FOR_FP8
 from runner.recipe import Policies
 from runner.resolve import BoundMerge, Resolved
 from runner.taken import taken
@@ -32,7 +33,6 @@ from runner.view import INCIDENTAL, whole
 from runner.weighting import Weighting
 
 # What tensors stored in fp8 are written as if the recipe does not say: it holds the range of any scale.
-FOR_FP8 = "bfloat16"
 
 # Schedules and marker tensors of single files: facts about the primary, not weights.
 _NEVER_MERGED = re.compile(
@@ -64,6 +64,7 @@ def make_plan(
         planner.dropped.update(found.dropped)
         planner.unfit.update(found.unfit)
     planner.example.update(given.example)
+    planner.widened.update(given.widened)
     planner.raise_if_unfit(given.unfit)
     result = planner.predict(jobs.values())
     said = marks(resolved, result)
@@ -332,10 +333,10 @@ class _Planner:
         Raises:
             IncompatibleError: they predict different things, and the recipe does not say which it is.
         """
-        models = predicting(self.resolved, jobs)
-        self._prediction = agreed(models, self.resolved.recipe.prediction_type)
+        recipe, said = self.resolved.recipe, said_by(predicting(self.resolved, jobs))
+        self._prediction = agreed(said, recipe.prediction_type, recipe.zero_terminal_snr)
         if self._prediction is not None:
-            self._disagreeing += disagreeing(models, self._prediction)
+            self._disagreeing += disagreeing(said, self._prediction)
         return self._prediction
 
     def module(self, architecture: Architecture, key: str) -> tuple[Module, Job] | None:
@@ -637,10 +638,18 @@ class _Planner:
             yield f"{what} ({_listed(self.widened, self.resolved)})"
         if compat := self.resolved.merge.method.compat:
             yield f"compat {compat}: {self.resolved.merge.method.differs}"
+        models = self.resolved.models
         sources = {job.loads[0].model for job in jobs if job.fate != BUFFER}
-        if not any(job.steps for job in jobs) and len(sources) == 1 < len(self.resolved.models):
-            label = self.resolved.models[sources.pop()].checkpoint.label
+        if not any(job.steps for job in jobs) and len(sources) == 1 < len(models):
+            label = models[sources.pop()].checkpoint.label
             yield f"the result is {quote(label)} itself: with these parameters nothing is merged"
+            return
+        # The first model gives its names and header even where nothing of it is read.
+        used = {load.model for job in jobs for load in job.loads} | {self.resolved.merge.primary()}
+        for number, model in enumerate(models):
+            if number not in used:
+                label = quote(model.checkpoint.label)
+                yield f"{label} has no effect: with these parameters nothing of it is in the result"
 
 
 def _policies(merge: BoundMerge) -> Policies:

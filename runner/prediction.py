@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,7 +91,14 @@ def known(model: Model) -> Prediction | None:
     return first if first is not None and first.kind in _KINDS else None
 
 
-def agreed(models: Sequence[Model], stated: str | None = None) -> Prediction | None:
+def said_by(models: Iterable[Model]) -> list[tuple[Model, Prediction]]:
+    """What programs take each of some models for, of those that say; adapters fit models of either kind."""
+    return [(model, found) for model in models if not model.adapters and (found := known(model))]
+
+
+def agreed(
+    said: Sequence[tuple[Model, Prediction]], stated: str | None = None, zero_snr: bool | None = None
+) -> Prediction | None:
     """What a mix of models predicts; None if none of them says and the recipe does not either.
 
     Models that predict different things have no mix that predicts either, so their mix is an error unless
@@ -99,18 +106,38 @@ def agreed(models: Sequence[Model], stated: str | None = None) -> Prediction | N
     nobody can tell whether it turns one kind into the other (b is the v-prediction fine-tune of the epsilon
     model c, and added to an epsilon model gives a v model) or leaves the kind as it is (both are epsilon,
     and the style between them is added to a v model). Both are done on purpose, and the recipe says which.
-    Adapters do not count: they are used on models of either kind. A model of which nothing is known is taken
-    to be as the others are.
+    A model of which nothing is known is taken to be as the others are.
 
     Args:
-        models: whose weights the UNet or transformer of the result is made of, the primary first.
+        said: by the models whose weights the UNet or transformer of the result is made of, the primary first.
         stated: "epsilon" or "v_prediction" if the recipe says so. The noise schedule is then that of the
             first model of this kind.
+        zero_snr: whether the noise schedule ends in pure noise, if the recipe says so.
 
     Raises:
         IncompatibleError: they predict different things, or what no recipe changes.
     """
-    said = [(model, found) for model in models if not model.adapters and (found := known(model))]
+    result = _mixed(said, stated)
+    if zero_snr is None:
+        return result
+    if result is None:
+        raise IncompatibleError(
+            "zero_terminal_snr: no model says what it predicts",
+            tag="PREDICTION",
+            hint="prediction_type: v_prediction at the top of the recipe says it",
+        )
+    if zero_snr and (result.kind != V or result.edm):
+        raise IncompatibleError(
+            f"zero_terminal_snr: true: the result predicts {result}; only what predicts v can begin at "
+            "noise alone",
+            tag="PREDICTION",
+            hint="leave it out, or state prediction_type: v_prediction if that is what the result predicts",
+        )
+    return replace(result, place=f"{result.place}; zero_terminal_snr in the recipe", zero_snr=zero_snr)
+
+
+def _mixed(said: Sequence[tuple[Model, Prediction]], stated: str | None) -> Prediction | None:
+    """What a mix predicts if the recipe does not say how the noise schedule ends."""
     if stated is not None:
         for model, found in said:
             if found.kind == FLOW:
@@ -138,12 +165,9 @@ def agreed(models: Sequence[Model], stated: str | None = None) -> Prediction | N
     return replace(first, place=place, zero_snr=_zero_snr([found for _, found in said]))
 
 
-def disagreeing(models: Sequence[Model], result: Prediction) -> Iterator[str]:
+def disagreeing(said: Iterable[tuple[Model, Prediction]], result: Prediction) -> Iterator[str]:
     """A line for each model that says something else than what the result is taken for."""
-    for model in models:
-        found = None if model.adapters else known(model)
-        if found is None:
-            continue
+    for model, found in said:
         if found.kind != result.kind:
             yield f"{_says(model, found)}; the result is taken for {result}"
         elif found.zero_snr is not None and found.zero_snr != result.zero_snr:

@@ -7,20 +7,17 @@ again, and from then on it is like any other.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from types import MappingProxyType
 
-import torch
-
 from runner.compute import Scratch
 from runner.errors import KeyPath, quote
-from runner.execute import memory
 from runner.measure import Measuring, measured_step
 from runner.place import CPU, Placement, working_bytes
 from runner.plan import Plan
 from runner.reading import Inputs
 from runner.watch import Watch
+from runner.workers import memory, workers
 
 Identities = Mapping[KeyPath, str]
 
@@ -44,23 +41,25 @@ def measure_ranks(
     """
     undecided = [number for number, job in enumerate(plan.jobs) if job.bound]
     largest = max((working_bytes(plan, plan.jobs[number]) for number in undecided), default=1)
-    workers = max(1, min(placement.threads, placement.memory[CPU] // largest))
+    threads = max(1, min(placement.threads, placement.memory[CPU] // largest))
     with ExitStack() as opened:
         inputs = Inputs(plan)
         opened.callback(inputs.close)
-        # One torch thread a worker: torch's own would change the order of sums, and fight ours.
-        pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
-        opened.callback(pool.shutdown, cancel_futures=True)
+        pool = opened.enter_context(workers(threads))
         measuring = Measuring(plan)
 
         def scratch() -> Scratch:
             return Scratch(plan, inputs.read, inputs.read_raw, identities, placement.tile_elements, Watch())
 
+        def survey() -> None:
+            with memory("what is measured over the model"):
+                measuring.survey(scratch())
+
         def measure(number: int) -> int:
             with memory(f"tensor {quote(plan.jobs[number].key)}"):
                 return _rank(plan, number, measuring, scratch())
 
-        measuring.survey(scratch())
+        pool.submit(survey).result()
         found = {}
         for number, rank in zip(undecided, pool.map(measure, undecided), strict=True):
             found[plan.jobs[number].key] = rank

@@ -1,19 +1,102 @@
-"""The models of a plan, open: their tensors by the names of views, read by position."""
+"""Models, open: their tensors by the names of views, read by position, fp8 times its scale."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
+from runner.checkpoint import Checkpoint
 from runner.compute import dequantise, transposed
 from runner.files import read_into
 from runner.plan import Load, Plan
 from runner.resolve import Model
 from runner.tensors import DTYPES
+from runner.view import View
 
 
 class AbandonedError(Exception):
     """Work given up because of an error elsewhere."""
+
+
+class ModelFiles:
+    """The open files of a model: its tensors read by position, under the names of its view.
+
+    Args:
+        checkpoint: where the tensors are stored.
+        view: what they are made of.
+        stored: keys of the stored tensors that will be read, or their scales.
+        abandoned: whether nobody waits for what is read any more.
+
+    Raises:
+        InputError: a file cannot be opened.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        view: View,
+        stored: Iterable[str],
+        abandoned: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._view = view
+        self._abandoned = abandoned
+        self._descriptors: dict[int, int] = {}
+        scales, used = view.quantised.scales, set(stored)
+        used |= {scales[key] for key in used if key in scales}  # which may lie in another shard
+        for file in sorted({checkpoint.tensors[key].file for key in used}):
+            self._descriptors[file] = checkpoint.files[file].open()
+
+    def close(self) -> None:
+        """Closes the files."""
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+
+    def check_unchanged(self) -> None:
+        """Raises: InputError if a file is not what it was when its header was read."""
+        for file, descriptor in self._descriptors.items():
+            self._checkpoint.files[file].check_unchanged(descriptor)
+
+    def read(self, key: str, buffer: memoryview, start: int, count: int) -> None:
+        """Fills a buffer with elements start … start + count of a tensor, from the pieces it is made of."""
+        made = self._view.tensors[key]
+        size = DTYPES[made.spec.dtype].bits // 8
+        if made.transposed:
+            (piece,) = made.pieces
+            whole = memoryview(bytearray(piece.elements * size))
+            self._read_stored(piece.key, whole, 0, piece.elements)
+            buffer[:] = transposed(whole, piece.source, size)[start * size : (start + count) * size]
+            return
+        at = 0
+        for stored, skipped, elements in made.reads(start, start + count):
+            self._read_stored(stored, buffer[at : at + elements * size], skipped, elements)
+            at += elements * size
+
+    def _read_stored(self, key: str, buffer: memoryview, start: int, count: int) -> None:
+        """Fills a buffer with elements start … start + count of a stored tensor, fp8 times its scale."""
+        name = self._view.quantised.scales.get(key)
+        if name is None:
+            self.read_raw(key, buffer, start)
+            return
+        spec, scale = (self._checkpoint.tensors[one].spec for one in (key, name))
+        first, last = 0, 0
+        if scale.elements > 1:
+            row = spec.elements // spec.shape[0]
+            first, last = start // row, (start + count - 1) // row
+        codes = memoryview(bytearray(count))
+        scales = memoryview(bytearray((last + 1 - first) * DTYPES[scale.dtype].bits // 8))
+        self.read_raw(key, codes, start)
+        self.read_raw(name, scales, first)
+        dequantise(codes, spec, start, scales, scale, buffer)
+
+    def read_raw(self, key: str, buffer: memoryview, start: int = 0) -> None:
+        """Fills a buffer with the elements of a stored tensor from one on, as they are."""
+        if self._abandoned():  # nobody waits for it any more, and a survey has far to go
+            raise AbandonedError
+        stored = self._checkpoint.tensors[key]
+        file = self._checkpoint.files[stored.file]
+        offset = stored.offset + start * DTYPES[stored.spec.dtype].bits // 8
+        read_into(self._descriptors[stored.file], buffer, offset, file.label)
 
 
 class Inputs:
@@ -25,70 +108,28 @@ class Inputs:
     """
 
     def __init__(self, plan: Plan, abandoned: Callable[[], bool] = lambda: False) -> None:
-        self._plan = plan
-        self._abandoned = abandoned
-        self._descriptors: dict[tuple[int, int], int] = {}
-        for model, opened in enumerate(plan.resolved.models):
-            stored = opened.checkpoint.tensors
-            used = {key for load in _loads(plan, model) for key in _stored_keys(opened, load)}
-            scales = opened.view.quantised.scales
-            used |= {scales[key] for key in used if key in scales}  # which may lie in another shard
-            for file in sorted({stored[key].file for key in used}):
-                self._descriptors[model, file] = opened.checkpoint.files[file].open()
+        self._models = []
+        for number, model in enumerate(plan.resolved.models):
+            used = {key for load in _loads(plan, number) for key in _stored_keys(model, load)}
+            self._models.append(ModelFiles(model.checkpoint, model.view, used, abandoned))
 
     def close(self) -> None:
         """Closes the files."""
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
+        for model in self._models:
+            model.close()
 
     def check_unchanged(self) -> None:
         """Raises: InputError if a file is not what it was when its header was read."""
-        for (model, file), descriptor in self._descriptors.items():
-            self._plan.resolved.models[model].checkpoint.files[file].check_unchanged(descriptor)
+        for model in self._models:
+            model.check_unchanged()
 
     def read(self, load: Load, buffer: memoryview, start: int, count: int) -> None:
-        """Fills a buffer with elements start … start + count of a tensor, from the pieces it is made of."""
-        model = self._plan.resolved.models[load.model]
-        made = model.view.tensors[load.key]
-        size = DTYPES[made.spec.dtype].bits // 8
-        if made.transposed:
-            (piece,) = made.pieces
-            whole = memoryview(bytearray(piece.elements * size))
-            self._read_stored(load.model, piece.key, whole, 0, piece.elements)
-            buffer[:] = transposed(whole, piece.source, size)[start * size : (start + count) * size]
-            return
-        at = 0
-        for key, skipped, elements in made.reads(start, start + count):
-            self._read_stored(load.model, key, buffer[at : at + elements * size], skipped, elements)
-            at += elements * size
+        """Fills a buffer with elements start … start + count of a tensor."""
+        self._models[load.model].read(load.key, buffer, start, count)
 
-    def _read_stored(self, model: int, key: str, buffer: memoryview, start: int, count: int) -> None:
-        """Fills a buffer with elements start … start + count of a stored tensor, fp8 times its scale."""
-        opened = self._plan.resolved.models[model]
-        name = opened.view.quantised.scales.get(key)
-        if name is None:
-            self.read_raw(model, key, buffer, start)
-            return
-        spec, scale = (opened.checkpoint.tensors[one].spec for one in (key, name))
-        first, last = 0, 0
-        if scale.elements > 1:
-            row = spec.elements // spec.shape[0]
-            first, last = start // row, (start + count - 1) // row
-        codes = memoryview(bytearray(count))
-        scales = memoryview(bytearray((last + 1 - first) * DTYPES[scale.dtype].bits // 8))
-        self.read_raw(model, key, codes, start)
-        self.read_raw(model, name, scales, first)
-        dequantise(codes, spec, start, scales, scale, buffer)
-
-    def read_raw(self, model: int, key: str, buffer: memoryview, start: int = 0) -> None:
-        """Fills a buffer with the elements of a stored tensor from one on, as they are."""
-        if self._abandoned():  # nobody waits for it any more, and a survey has far to go
-            raise AbandonedError
-        checkpoint = self._plan.resolved.models[model].checkpoint
-        stored = checkpoint.tensors[key]
-        file = checkpoint.files[stored.file]
-        offset = stored.offset + start * DTYPES[stored.spec.dtype].bits // 8
-        read_into(self._descriptors[model, stored.file], buffer, offset, file.label)
+    def read_raw(self, model: int, key: str, buffer: memoryview) -> None:
+        """Fills a buffer with a stored tensor, as it is."""
+        self._models[model].read_raw(key, buffer)
 
 
 def _stored_keys(model: Model, load: Load) -> Iterator[str]:

@@ -26,6 +26,7 @@ RESULT_KEYS = (
     "output",
     "compute_dtype",
     "prediction_type",
+    "zero_terminal_snr",
     "description",
     "author",
     "license",
@@ -169,6 +170,7 @@ class Recipe:
         description, author, license: for the header of the result.
         components: that the result takes whole from a source of their own, component → source.
         prediction_type: what the result predicts, "epsilon" or "v_prediction"; None: what its models do.
+        zero_terminal_snr: whether its noise schedule ends in pure noise; None: as its models say.
     """
 
     name: str
@@ -180,6 +182,7 @@ class Recipe:
     license: str = ""
     components: Mapping[str, Source] = field(default_factory=dict)
     prediction_type: str | None = None
+    zero_terminal_snr: bool | None = None
 
     def sources(self) -> Iterator[Source]:
         """Every source: those of the merge, then those of components."""
@@ -233,10 +236,13 @@ class _Parser:
         self.compute_dtype = "float32"
         self.aliases: dict[str, str] | None = None  # by name, if names are hidden
         self.prediction_type: str | None = None
+        self.zero_terminal_snr: bool | None = None
 
     def recipe(self, name: str, tree: Mapping[str, Any]) -> Recipe:
         self.compute_dtype = self.word(tree, "compute_dtype", (), COMPUTE_DTYPES) or "float32"
         self.prediction_type = self.word(tree, "prediction_type", (), PREDICTION_TYPES)
+        if tree.get("zero_terminal_snr") is not None:
+            self.zero_terminal_snr = self.flag(tree, "zero_terminal_snr", ())
         output = tree.get("output")
         if isinstance(output, Mapping) and self.flag(output, "hide_names", ("output",)):
             self.aliases = {}
@@ -258,6 +264,7 @@ class _Parser:
             **texts,
             components=components,
             prediction_type=self.prediction_type,
+            zero_terminal_snr=self.zero_terminal_snr,
         )
 
     def merge(self, tree: Mapping[str, Any], path: KeyPath, policies: Policies, seed: int) -> Merge:
@@ -265,8 +272,9 @@ class _Parser:
             self.problems.add(
                 (*path, "compute_dtype"), "is said at the top of the recipe, for all its merges"
             )
-        if path and tree.get("prediction_type") not in (None, self.prediction_type):
-            self.problems.add((*path, "prediction_type"), "is said at the top of the recipe, of its result")
+        for key in ("prediction_type", "zero_terminal_snr"):
+            if path and tree.get(key) not in (None, getattr(self, key)):
+                self.problems.add((*path, key), "is said at the top of the recipe, of its result")
         if path and tree.get("components"):
             self.problems.add((*path, "components"), "are given at the top of the recipe, for its result")
         method = tree.get("method")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from runner.files import InputFile, look
 from runner.formats.safetensors import read_header
 from runner.locking import Held, held, lock_here, locked_output, with_digests, write_lock
 from runner.origins import layout_with_origins, plan_with_origins
-from runner.place import Placement, place
+from runner.place import Placement, place, processors
 from runner.plan import Plan
 from runner.progress import progress, say
 from runner.provenance import merge_identities
@@ -322,7 +321,7 @@ def _finished(
     Raises:
         MismatchError: it is not what the recipe or its lock says.
     """
-    memory, threads = _memory(settings), settings.threads or os.cpu_count() or 1
+    memory, threads = _memory(settings), settings.threads or processors()
     with record.stage("earlier"):
         found = finished(plan, record, folder, output_dir, memory, threads)
     if found is None:
@@ -353,7 +352,7 @@ def _write_lock(
     Raises:
         MismatchError: a model is not what the recipe or the lock says.
     """
-    files, threads = plan.resolved.files, settings.threads or os.cpu_count() or 1
+    files, threads = plan.resolved.files, settings.threads or processors()
     total = sum(file.identity.size for file in files)
     with (
         record.stage("digest"),

@@ -8,13 +8,12 @@ Source: metadata written by AUTOMATIC1111 stable-diffusion-webui, modules/extras
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from runner.canonical import canonical_json
-from runner.errors import InputError
+from runner.errors import InputError, is_unprintable
 from runner.formats.strict_json import parse_object
 from runner.recipe import MAX_TEXT_BYTES, SHA256
 
@@ -26,7 +25,8 @@ MAX_RECORD_BYTES = 64 << 10  # of how one model was merged
 MAX_RECORD_DEPTH = 12
 MAX_NAME = 240  # characters of the name of a file
 _LEGACY = re.compile(r"[0-9a-f]{8}", re.ASCII)
-_SLOTS = (
+# The models of a merge by other tools, by role: what the fields with their digests are called.
+SLOTS = (
     ("a", ("primary_model_hash", "model_a")),
     ("b", ("secondary_model_hash", "model_b")),
     ("c", ("tertiary_model_hash", "model_c")),
@@ -98,7 +98,7 @@ def links(record: Record) -> Iterator[tuple[str, str]]:
             if isinstance(digest, str) and SHA256.fullmatch(digest):
                 yield role, digest
         return
-    for role, names in _SLOTS:
+    for role, names in SLOTS:
         digest = next((record[name] for name in names if name in record), None)
         if isinstance(digest, str) and SHA256.fullmatch(digest.lower()):
             yield role, digest.lower()
@@ -108,7 +108,7 @@ def clean_text(value: object, limit: int = MAX_TEXT_BYTES) -> str:
     """A text without control characters; "" if it is none, or longer than a limit of bytes."""
     if not isinstance(value, str) or len(value) > limit:
         return ""
-    text = "".join(char if char in "\n\t" or _is_plain(char) else "\ufffd" for char in value)
+    text = "".join(char if char in "\n\t" or not is_unprintable(char) else "\ufffd" for char in value)
     return text if len(text.encode()) <= limit else ""
 
 
@@ -176,11 +176,6 @@ def _clean(value: Any, depth: int) -> Any:
             raise ValueError("too long")
         return text
     return value
-
-
-def _is_plain(char: str) -> bool:
-    kind = unicodedata.category(char)
-    return kind[0] != "C" and kind not in ("Zl", "Zp")
 
 
 def _entry(metadata: Mapping[str, str], key: str, unread: list[str]) -> Record | None:

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from runner.errors import escape
 from runner.models import Model, is_known
 from runner.plan import COPIED, Job, Load
+from runner.quantised import FOR_FP8
 from runner.resolve import Resolved
 from runner.tensors import DTYPES, OUTPUT_DTYPES, TensorSpec
 from runner.view import INCIDENTAL
@@ -23,12 +24,14 @@ class Taken:
         dropped: tensors that are not taken, or that the result does without, by reason.
         unfit: tensors that are missing or of another shape, by reason.
         example: of a reason, what is wrong with the first tensor.
+        widened: keys that are stored in scaled fp8 and written in another dtype, the recipe saying none.
     """
 
     jobs: list[Job] = field(default_factory=list)
     dropped: dict[str, dict[str, None]] = field(default_factory=dict)
     unfit: dict[str, dict[str, None]] = field(default_factory=dict)
     example: dict[str, str] = field(default_factory=dict)
+    widened: dict[str, None] = field(default_factory=dict)
 
 
 def taken(resolved: Resolved, nonfinite: Iterable[str] = ()) -> Taken:
@@ -49,7 +52,7 @@ def taken(resolved: Resolved, nonfinite: Iterable[str] = ()) -> Taken:
                     key=key,
                     place=resolved.places[key],
                     fate=COPIED,
-                    spec=_output_spec(resolved, component, spec),
+                    spec=_output_spec(found, resolved, component, key, spec),
                     loads=(Load(model, key),),
                     nonfinite=any(fnmatchcase(key, glob) for glob in nonfinite),
                 )
@@ -108,8 +111,11 @@ def _misfit(spec: TensorSpec, wanted: TensorSpec, ours: str) -> tuple[str, str] 
     return None
 
 
-def _output_spec(resolved: Resolved, component: str, spec: TensorSpec) -> TensorSpec:
-    """As the source has it, unless the recipe says a dtype."""
+def _output_spec(found: Taken, resolved: Resolved, component: str, key: str, spec: TensorSpec) -> TensorSpec:
+    """As the source has it, unless the recipe says a dtype; scales of fp8 are not written."""
     dtypes = resolved.recipe.output.dtype
     word = dtypes.get(component) or dtypes.get("default")
+    if word is None and resolved.models[resolved.components[component]].view.is_scaled(key):
+        word = FOR_FP8
+        found.widened[key] = None
     return TensorSpec(OUTPUT_DTYPES[word], spec.shape) if word and spec.is_float else spec

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 
 import torch
@@ -16,7 +15,7 @@ NAMES_SHOWN = 5
 # Whose smallest numbers weights can be below. Those of bfloat16 are as small as float32's.
 NARROW = ("F16", "F8_E4M3", "F8_E5M2")
 _HEAD = 64  # bytes; a tensor that is not all zeros hardly begins with so many
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # of the size of a float, in bytes
 
 
 class Watch:
@@ -72,18 +71,13 @@ class Watch:
         return lines
 
 
-def is_finite(tensor: Tensor) -> bool:
-    """Whether there is no NaN or Inf in a tensor; False also if there may be none: look closer then."""
-    return math.isfinite(float(tensor.sum()))
-
-
 def _zeros(values: Tensor) -> int:
     """How many are zero, of either sign."""
     import numpy as np
 
-    bits = values.contiguous().view(_BITS[values.element_size()]).numpy()
-    signless = np.iinfo(bits.dtype).max >> (bits.dtype == np.uint8)
-    return bits.size - int(np.count_nonzero(bits & bits.dtype.type(signless)))
+    bits = values.contiguous().view(INTEGERS[values.element_size()]).numpy()
+    signless = bits.dtype.type(np.iinfo(bits.dtype).max)
+    return bits.size - int(np.count_nonzero(bits & signless))
 
 
 def _could_be_weights(plan: Plan, load: Load) -> bool:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from runner.ancestry import MAX_ANCESTRY_BYTES, header_entries, trace
+from runner.demo import demo_model
 from runner.digests import InputDigests
 from runner.family import family_tree
 from runner.imports import import_file, import_metadata
@@ -116,6 +117,16 @@ def test_a_folder_is_known_by_the_digest_of_its_list(tmp_path: Path) -> None:
         entry["kind"]: entry["legacy_hash"] for entry in json.loads(metadata["sd_merge_models"]).values()
     }
     assert kinds == {"diffusers": None}
+
+
+def test_the_folder_of_a_component_is_known_as_a_folder(tmp_path: Path) -> None:
+    unet = demo_model("base", tmp_path) / "unet"
+    recipe = {"method": "copy", "models": {"a": str(unet)}}
+    metadata = metadata_of(merge(recipe, tmp_path, tmp_path / "out")[0])
+    weights = digest(unet / "diffusion_pytorch_model.safetensors")
+    listed = hashlib.sha256(f"{weights}  diffusion_pytorch_model.safetensors\n".encode()).hexdigest()
+    entry = json.loads(metadata["sd_merge_models"])[listed]
+    assert (entry["kind"], entry["legacy_hash"]) == ("diffusers", None)
 
 
 def test_a_merge_of_a_merge_of_a_merge_has_the_whole_family(models: Path) -> None:

@@ -91,9 +91,8 @@ def test_what_a_hostile_header_says_is_shown_and_not_read(tmp_path: Path) -> Non
     model(tmp_path, "b", 8, {})
     tree = {"method": "weighted_sum", "models": {"a": "bad.safetensors", "b": "b.safetensors"}, "alpha": 0.5}
     plan = planned(tree, tmp_path)
-    ancestry = trace(plan.resolved)
-    entries = header_entries(ancestry)
-    text = card_of(ancestry, plan, input_digests(plan.resolved, None), entries).decode()
+    entries = header_entries(trace(plan.resolved))
+    text = card_of(plan, input_digests(plan.resolved, None), entries).decode()
     outside = re.sub(r"(?ms)^(````*)\w+\n.*?^\1$", "", text)
     assert "<script" not in outside and "](http" not in outside
     assert "\x1b" not in text and "\u202e" not in text

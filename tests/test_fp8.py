@@ -372,6 +372,41 @@ def test_every_layout_of_a_scaled_model_gives_the_same_tensors(
         assert equal(*results)
 
 
+@pytest.mark.parametrize("component", ["unet", "vae", "text_encoder"])
+def test_a_scaled_component_by_itself_is_what_its_codes_stand_for(
+    component: str, tmp_path: Path, cache: Path
+) -> None:
+    (file,) = (demo_model("photo", cache) / component).glob("*.safetensors")
+    stored, values = in_fp8(load_file(file), by_row=False)
+    save_file(
+        {**stored, "scaled_fp8": torch.zeros(0, dtype=torch.float8_e4m3fn)}, tmp_path / "fp8.safetensors"
+    )
+    taken = {
+        "method": "copy",
+        "models": {"a": "demo:base"},
+        "components": {component: "fp8.safetensors"},
+        "output": {"format": "diffusers", "dtype": {component: "float32"}},
+    }
+    made = read(merge(taken, tmp_path, tmp_path / "taken", cache=cache)[0])
+    prefix = f"{component}/"
+    found = {key.removeprefix(prefix): made[key] for key in made if key.startswith(prefix)}
+    expected = {key: values[key].float() for key in found if values[key].is_floating_point()}
+    assert found.keys() >= expected.keys() and len(expected) > 10
+    assert equal({key: found[key] for key in expected}, expected)
+    del taken["output"]
+    plan = planned(taken, tmp_path, cache)
+    scaled = {
+        f"{prefix}{key.removesuffix('scale_weight')}weight" for key in stored if key.endswith("scale_weight")
+    }
+    dtypes = {job.key: job.spec.dtype for job in plan.jobs}
+    assert {dtypes[key] for key in scaled} == {"BF16"}
+    assert any("written as bfloat16" in one for one in plan.warnings)
+    if component == "unet":  # which is a model too
+        tree = {**copy("fp8"), "output": {"dtype": "float32"}}
+        alone = merged(tree, tmp_path, tmp_path / "alone")
+        assert equal(alone, {key: tensor.float() for key, tensor in values.items()})
+
+
 @pytest.mark.parametrize("by_row", [False, True], ids=["one scale", "a scale for each row"])
 def test_a_scaled_folder_is_read_and_its_config_says_so_no_more(
     by_row: bool, tmp_path: Path, cache: Path

@@ -40,8 +40,9 @@ LAYERS = (
     {"place"},
     {"evaluation"},
     {"watch", "bake"},
-    {"compute"},
-    {"reading", "measure", "distance"},
+    {"compute", "workers"},
+    {"reading"},
+    {"measure", "distance"},
     {"execute"},
     {"provenance", "machine", "masking", "repository", "ranks"},
     {"record"},
@@ -185,7 +186,7 @@ def test_only_place_asks_accelerate_and_only_the_engine_needs_torch_to_be_import
     for name, path in modules().items():
         assert "accelerate" not in {n.split(".")[0] for n in imported(path)} or room(name) == "place", name
         heavy = {n.split(".")[0] for n in imported(path, top_level=True)}
-        knows = {"evaluation", "watch", "bake", "compute", "distance", "execute", "ranks"}
+        knows = {"evaluation", "watch", "bake", "compute", "workers", "distance", "execute"}
         assert "torch" not in heavy or room(name) in knows, name
         assert not heavy & {"numpy", "accelerate", "diffusers", "transformers", "huggingface_hub"}, name
         asks = "huggingface_hub" in {n.split(".")[0] for n in imported(path)}

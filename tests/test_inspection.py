@@ -20,6 +20,7 @@ from torch import Tensor
 from runner.architectures import ARCHITECTURES
 from runner.compute import Moved
 from runner.config import Job
+from runner.demo import demo_model
 from runner.distance import relative
 from runner.errors import InputError, UsageError
 from runner.inspection.job import inspect
@@ -492,6 +493,37 @@ def test_a_folder_has_a_digest_of_its_own(look: Look) -> None:
     assert lines[-1] == f"  of the folder: {hashlib.sha256(listed.encode()).hexdigest()}"
 
 
+@pytest.mark.parametrize("hashes", [False, True])
+def test_the_folder_of_a_component_is_a_folder_with_its_files_and_digest(look: Look, hashes: bool) -> None:
+    unet = demo_model("base", look.cache) / "unet"
+    lines = section(look(unet, hashes=hashes), "hashes")
+    weights = "diffusion_pytorch_model.safetensors"
+    digest = hashlib.sha256((unet / weights).read_bytes()).hexdigest()
+    if hashes:
+        assert lines[1].split()[:2] == [weights, digest]
+        whole = hashlib.sha256(f"{digest}  {weights}\n".encode()).hexdigest()
+        assert lines[-1] == f"  of the folder: {whole}"
+    assert section(look(unet), "files")[1].split() == ["unet", weights]
+
+
+def test_the_shards_of_a_component_by_itself_are_listed_and_hashed(look: Look, tmp_path: Path) -> None:
+    names = [f"diffusion_pytorch_model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    for key, name in zip("ac", names, strict=True):
+        header_only(tmp_path / "vae" / name, {key: TensorSpec("F16", (2,))})
+    index = {"weight_map": dict(zip("ac", names, strict=True))}
+    (tmp_path / "vae" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "vae" / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    text = look(tmp_path / "vae", hashes=True)
+    assert [line.split()[0] for line in section(text, "hashes")[1:-1]] == names
+    assert section(text, "files")[1].split(maxsplit=1) == ["vae", f"{names[0]} ... (2 shards)"]
+
+
+def test_a_unet_by_itself_is_no_other_component_and_lacks_the_rest(look: Look) -> None:
+    text = look(demo_model("base", look.cache) / "unet")
+    assert fact(text, "without") == "text_encoder, vae"
+    assert [line.split()[0] for line in section(text, "components")[1:]] == ["unet"]
+
+
 # Adapters
 
 
@@ -625,6 +657,27 @@ def test_distances_are_those_of_float64(look: Look, tmp_path: Path, dtype: torch
     for component, prefix in components.items():
         keys = [key for key in a if key.startswith(prefix)]
         assert found[component] == pytest.approx(norms(a, b, keys), rel=1e-3)
+
+
+@pytest.mark.parametrize("other", ["same names", "another architecture"])
+def test_distances_of_scaled_fp8_are_those_of_what_the_codes_stand_for(
+    look: Look, tmp_path: Path, other: str
+) -> None:
+    shapes = {"x.weight": (300, 200), "y.weight": (7, 5)}
+    plain = random_tensors(1, torch.float32, shapes)
+    codes, values = dict[str, Tensor](), dict[str, Tensor]()
+    for key, tensor in plain.items():
+        scale = tensor.abs().max() / 448
+        codes[key] = (tensor / scale).to(torch.float8_e4m3fn)
+        codes[f"{key.removesuffix('weight')}scale_weight"] = scale
+        values[key] = codes[key].float() * scale
+    save_file(codes, tmp_path / "fp8.safetensors")
+    if other == "another architecture":  # compared by the names that are stored
+        tree = {"method": "copy", "models": {"a": "demo:base"}, "output": {"format": "checkpoint"}}
+        plain |= merged(tree, tmp_path, tmp_path / "out", cache=look.cache)
+    save_file(plain, tmp_path / "plain.safetensors")
+    text = look(tmp_path / "plain.safetensors", tmp_path / "fp8.safetensors", distances=True)
+    assert percents(text)["other"] == pytest.approx(norms(plain, values, [*shapes]), rel=1e-3)
 
 
 def test_distances_by_block_are_those_of_its_tensors(look: Look, tmp_path: Path) -> None:

@@ -68,6 +68,27 @@ def unfit(folder: Path, recipe: dict[str, Any]) -> IncompatibleError:
     return caught.value
 
 
+@pytest.mark.parametrize("alpha", [0, {"default": 0, "vae": 0}])
+def test_a_model_of_which_nothing_is_in_the_result_is_named(tmp_path: Path, alpha: object) -> None:
+    for name in "abc":
+        save(tmp_path, name)
+    inner = {"method": "weighted_sum", "models": {"a": "b.safetensors", "b": "c.safetensors"}, "alpha": alpha}
+    tree = {"method": "weighted_sum", "models": {"a": "a.safetensors", "b": inner}, "alpha": 0.5}
+
+    def idle(tree: Mapping[str, Any]) -> list[str]:
+        return [one for one in planned(tree, tmp_path).warnings if "nothing of it" in one or "itself" in one]
+
+    assert idle(tree) == [
+        '"c.safetensors" has no effect: with these parameters nothing of it is in the result'
+    ]
+    assert (
+        idle({**tree, "models": {"a": "a.safetensors", "b": {**inner, "alpha": {"default": 0, "vae": 0.1}}}})
+        == []
+    )
+    (itself,) = idle({**tree, "alpha": 0})
+    assert itself.startswith('the result is "a.safetensors" itself')
+
+
 def test_the_parameters_decide_what_is_merged_and_what_is_copied(models: Path) -> None:
     plan = planned(tree(alpha={"default": 0.3, "vae": 0}), models)
     assert fates(plan) == {UNET: MERGED, VAE: COPIED}

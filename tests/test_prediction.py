@@ -226,6 +226,67 @@ def test_a_stated_type_mixes_and_the_output_says_it(
         assert says(path) == f"{'v, zero terminal SNR' if v else 'epsilon'} ({SCHEDULER})"
 
 
+@pytest.mark.parametrize("zero", [True, False])
+@pytest.mark.parametrize(
+    "models",
+    [("v", "v_plain"), ("v_plain", "v"), ("v", "v"), ("v_plain", "v_plain")],
+    ids="-".join,
+)
+def test_a_stated_end_of_the_noise_schedule_is_said_by_folders(
+    small: Path, tmp_path: Path, models: tuple[str, str], zero: bool
+) -> None:
+    path, _ = merge(mix(*models, zero_terminal_snr=zero), small, tmp_path)
+    assert config_of(path)["prediction_type"] == "v_prediction"
+    assert config_of(path).get("rescale_betas_zero_snr", False) is zero
+    assert json.loads(header(path)["runner.recipe"])["zero_terminal_snr"] is zero
+    plan = planned(mix(*models, zero_terminal_snr=zero), small)
+    assert plan.prediction == Prediction(
+        "v", f"{models[0]}: {SCHEDULER}; zero_terminal_snr in the recipe", zero_snr=zero
+    )
+    against = {name for name in models if (name == "v") is not zero}
+    warned = {one.split()[0] for one in plan.warnings if "predicts" in one}
+    assert warned == against
+
+
+@pytest.mark.parametrize("zero", [True, False])
+@pytest.mark.parametrize("a", ["marked", "bare"])
+def test_a_stated_end_of_the_noise_schedule_is_said_by_single_files(
+    small: Path, tmp_path: Path, a: str, zero: bool
+) -> None:
+    said = {"prediction_type": "v_prediction", "zero_terminal_snr": zero}
+    path, _ = merge(mix(f"{a}.safetensors", "bare.safetensors", **said), small, tmp_path)
+    assert markers(path) == ({"v_pred": (0,), "ztsnr": (0,)} if zero else {"v_pred": (0,)})
+
+
+def test_diffusers_reads_the_stated_end_of_the_noise_schedule(sdxl: Path, tmp_path: Path) -> None:
+    said = {"prediction_type": "v_prediction", "zero_terminal_snr": True}
+    folder, _ = merge(copy("photo", "diffusers", **said), sdxl, tmp_path)
+    scheduler = EulerDiscreteScheduler.from_pretrained(folder / "scheduler")
+    # What is left of the image at the last step: nothing but what keeps it from a division by 0.
+    assert float(scheduler.alphas_cumprod[-1]) == 2**-24
+    assert scheduler.config.prediction_type == "v_prediction"
+
+
+@pytest.mark.parametrize(
+    ("models", "said", "words"),
+    [
+        (("epsilon", "epsilon"), {}, "the result predicts epsilon"),
+        (("v", "v"), {"prediction_type": "epsilon"}, "the result predicts epsilon"),
+        (("flow", "flow"), {}, "the result predicts flow"),
+        (("edm", "edm"), {}, "the result predicts EDM"),
+        (("bare.safetensors", "bare.safetensors"), {}, "no model says what it predicts"),
+    ],
+)
+def test_what_does_not_predict_v_has_no_zero_terminal_snr(
+    small: Path, models: tuple[str, str], said: dict[str, str], words: str
+) -> None:
+    message = refusal(mix(*models, **said, zero_terminal_snr=True), small)
+    assert "zero_terminal_snr" in message and words in message
+    if models[0] == "epsilon":
+        plan = planned(mix(*models, zero_terminal_snr=False), small)
+        assert plan.prediction is not None and plan.prediction.zero_snr is False
+
+
 def test_what_is_stated_against_a_model_is_warned_of(small: Path) -> None:
     plan = planned(mix("v", "epsilon", prediction_type="epsilon"), small)
     (warning,) = (one for one in plan.warnings if "predicts" in one)
@@ -382,6 +443,9 @@ def test_the_stated_type_is_part_of_the_recipe_and_comes_back_from_the_header(sm
     )
     assert stated == {**plain, "prediction_type": "epsilon"}
     assert read_recipe_of(stated, "x").tree["prediction_type"] == "epsilon"
+    zero = canonical_recipe(resolved(mix("v", "v", zero_terminal_snr=False), small).recipe)
+    assert zero == {**plain, "zero_terminal_snr": False}
+    assert read_recipe_of(zero, "x").tree["zero_terminal_snr"] is False
 
 
 def test_a_lora_says_what_the_models_it_is_taken_from_predict(second: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ from runner.architectures import ARCHITECTURES
 from runner.checkpoint import Layout, OutputFile
 from runner.demo import demo_model
 from runner.describe import describe
-from runner.errors import NumericError, OutputError
+from runner.errors import NumericError, OutOfMemoryError, OutputError
 from runner.execute import Outcome
 from runner.factors import dialect_for
 from runner.lora.names import name_of
+from runner.methods import METHODS
+from runner.methods.registry import Weight, method
+from runner.methods.tiles import Tile
 from runner.place import Devices, place
 from runner.plan import Job
+from runner.ranks import measure_ranks
 from runner.write import check_room
 from tests.build import merge, planned
 from tests.test_mixed_layouts import as_single_file, read
@@ -163,6 +168,39 @@ def test_models_that_must_be_measured_themselves_are(cache: Path, tmp_path: Path
     path, outcome = merge(few, tmp_path, tmp_path / "out", cache=cache)
     assert len(ranks_in(path)) > 10
     assert share_left(outcome) < 0.2 + 1e-6
+
+
+@pytest.fixture
+def surveyed() -> Iterator[list[int]]:
+    """The torch threads in each survey of test_survey, a method that measures over the whole model."""
+    threads: list[int] = []
+
+    def measure(tiles: Iterable[Tile]) -> float:
+        threads.append(torch.get_num_threads())
+        if len(threads) > 1:
+            raise MemoryError
+        return float(sum(tile.operands[0].numel() for tile in tiles) > 0)
+
+    @method(name="test_survey", determinism="exact", scope="element", measure=measure, over="model")
+    def test_survey(a: Weight, b: Weight, *, measured: float | None = None) -> Weight:
+        """b, once all is measured."""
+        return b if measured else a
+
+    yield threads
+    del METHODS["test_survey", None]
+
+
+def test_what_ranks_need_of_the_whole_model_is_measured_as_the_merge_measures_it(
+    surveyed: list[int], cache: Path, tmp_path: Path
+) -> None:
+    inner = {"method": "test_survey", "models": {"a": "demo:base", "b": "demo:anime"}}
+    models = {"base": "demo:base", "model": inner}
+    plan = planned(RECIPE | {"models": models, "rank": {"default": 0, "M00": 4}}, tmp_path, cache)
+    placement = place(plan, Devices(("cpu",)), None, 2, 32768)
+    assert set(measure_ranks(plan, placement, lambda count: None, {(): "0" * 64}).values()) <= {1, 2, 3, 4}
+    assert surveyed == [1]
+    with pytest.raises(OutOfMemoryError, match="what is measured over the model: no memory"):
+        measure_ranks(plan, placement, lambda count: None)
 
 
 def test_nan_is_named_where_it_is_found(cache: Path, tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ MISTAKES: list[tuple[dict[str, Any], str, str]] = [
     ({"nonfinite": "x"}, "nonfinite", "list of key patterns"),
     ({"compute_dtype": "float16"}, "compute_dtype", "float32 or float64"),
     ({"prediction_type": "v"}, "prediction_type", "epsilon or v_prediction"),
+    ({"zero_terminal_snr": "yes"}, "zero_terminal_snr", "expected true or false"),
     ({"prediction_type": "v_predicton"}, "prediction_type", 'did you mean "v_prediction"'),
     ({"output": "x"}, "output", "{name: ..., dtype: ...}"),
     ({"output": {"nam": "x"}}, "output.nam", 'did you mean "name"'),
@@ -122,6 +123,14 @@ def test_a_nested_merge_predicts_what_the_recipe_says_at_the_top() -> None:
     (line,) = mistakes(models={"a": "x", "b": nested})
     assert "at the top" in line
     assert parse(models={"a": "x", "b": nested}, prediction_type="epsilon").prediction_type == "epsilon"
+
+
+def test_a_nested_merge_has_no_noise_schedule_of_its_own() -> None:
+    nested = {**MINIMAL, "zero_terminal_snr": False}
+    assert all("at the top" in line for line in mistakes(models={"a": "x", "b": nested}))
+    assert mistakes(models={"a": "x", "b": nested}, zero_terminal_snr=True)
+    assert parse(models={"a": "x", "b": nested}, zero_terminal_snr=False).zero_terminal_snr is False
+    assert parse().zero_terminal_snr is None
 
 
 @pytest.mark.parametrize(

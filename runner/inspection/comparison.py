@@ -68,7 +68,7 @@ def compare(first: Model, second: Model) -> Comparison:
 
 
 def _as_stored(model: Model) -> View:
-    return view_of(None, model.checkpoint.format, model.checkpoint.specs)
+    return view_of(None, model.checkpoint.format, model.checkpoint.specs, model.view.quantised)
 
 
 def _incidental(keys: Sequence[str], view: View) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from runner.architectures import place
+from runner.architectures import Place, place
 from runner.architectures.layouts import to_checkpoint
 from runner.architectures.left import Left
 from runner.checkpoint import Checkpoint
@@ -43,7 +43,7 @@ def facts(model: Model) -> list[tuple[str, str]]:
         pairs.append(("pipeline", checkpoint.pipeline))
     pairs.append(("prediction", summary(predictions(model))))
     if model.architecture and not adapter:
-        there = {place(model.architecture, checkpoint.format, key).component for key in specs}
+        there = {at.component for at in _places(model).values()}
         absent = {model.architecture.main, *model.architecture.prefixes.values()} - there
         if absent:
             pairs.append(("without", ", ".join(sorted(absent))))
@@ -55,7 +55,7 @@ def model_sections(model: Model, *, all_keys: bool) -> list[tuple[str, list[str]
     checkpoint = model.checkpoint
     sections = [
         ("components", _components(model)),
-        ("files", _files(checkpoint) if checkpoint.format == "diffusers" else []),
+        ("files", [] if checkpoint.is_file else _files(checkpoint)),
         ("adapter", adapter_lines(checkpoint.specs, checkpoint.metadata)),
         (f"no counterpart in a {_OTHER_LAYOUT[checkpoint.format]}", _left(model)),
     ]
@@ -64,10 +64,22 @@ def model_sections(model: Model, *, all_keys: bool) -> list[tuple[str, list[str]
     return [(head, lines) for head, lines in sections if lines]
 
 
+def _places(model: Model) -> dict[str, Place]:
+    """Where each stored tensor stands in the model; those of a component by itself as its view has them."""
+    architecture, layout = model.architecture, model.checkpoint.format
+    places = {key: place(architecture, layout, key) for key in model.checkpoint.specs}
+    for name, made in model.view.tensors.items():
+        for piece in made.pieces:
+            if architecture and name not in model.view.left and places[piece.key].component == "other":
+                places[piece.key] = place(architecture, "diffusers", name)
+    return places
+
+
 def _components(model: Model) -> list[str]:
     found: dict[str, list[TensorSpec]] = {}
+    places = _places(model)
     for key, spec in model.checkpoint.specs.items():
-        name = place(model.architecture, model.checkpoint.format, key).component
+        name = places[key].component
         found.setdefault(f"{name} (EMA)" if key.startswith("model_ema.") else name, []).append(spec)
     rows = [["component", "tensors", "parameters", "size", "dtypes"]]
     rows += [[escape(name), *_cells(found[name])] for name in sorted(found)]
@@ -86,7 +98,7 @@ def _cells(specs: list[TensorSpec]) -> list[str]:
 
 
 def _files(checkpoint: Checkpoint) -> list[str]:
-    """The weight files of each component of a folder, and those beside them that were not read."""
+    """The weight files of the components of a folder, and those beside them that were not read."""
     read: dict[str, list[str]] = {}
     for file in checkpoint.files:
         folder, _, name = file.path.relative_to(checkpoint.root).as_posix().rpartition("/")
@@ -97,7 +109,13 @@ def _files(checkpoint: Checkpoint) -> list[str]:
         there = sorted(entry.name for entry in (checkpoint.root / folder).iterdir())
         beside = [name for name in there if name.endswith(_WEIGHT_SUFFIXES) and name not in names]
         more = [f"and {len(beside) - _MAX_BESIDE} more"] if len(beside) > _MAX_BESIDE else []
-        rows.append([folder, escape(shown), ", ".join([*map(escape, beside[:_MAX_BESIDE]), *more])])
+        rows.append(
+            [
+                escape(folder or checkpoint.root.name),
+                escape(shown),
+                ", ".join([*map(escape, beside[:_MAX_BESIDE]), *more]),
+            ]
+        )
     return table(rows)
 
 
@@ -120,8 +138,9 @@ def _left(model: Model) -> list[str]:
 
 def _every_key(model: Model) -> list[str]:
     rows = [["key", "dtype", "shape", "component", "blocks"]]
+    places = _places(model)
     for key, spec in model.checkpoint.specs.items():
-        at = place(model.architecture, model.checkpoint.format, key)
+        at = places[key]
         shape = f"[{','.join(map(str, spec.shape))}]"
         rows.append([escape(key), spec.dtype, escape(shape), escape(at.component), " ".join(at.blocks)])
     return table(rows)
@@ -129,7 +148,7 @@ def _every_key(model: Model) -> list[str]:
 
 def hash_lines(checkpoint: Checkpoint, hashes: Mapping[InputFile, FileHashes]) -> list[str]:
     """The hashes of a file, or of each file of a folder; what the header states otherwise is marked."""
-    if checkpoint.format == "diffusers":
+    if not checkpoint.is_file:
         rows = [["file", "sha256", "AutoV3"]]
         for file, one in hashes.items():
             name = file.path.relative_to(checkpoint.root).as_posix()

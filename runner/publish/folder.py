@@ -7,14 +7,13 @@ import fcntl
 import hashlib
 import os
 import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from runner.errors import PublishError, quote
 from runner.files import PIECE_BYTES
-from runner.partials import sweep_partials, sync_folder
+from runner.partials import remove, sweep_partials, sync_folder
 from runner.publish.target import COPIED, DRY_RUN, LINKED, THERE, Model, Target
 
 # The file system, or a rule of the system's, wants no second name for the file.
@@ -89,7 +88,7 @@ def _partial(place: Path) -> Iterator[Path]:
         yield path
     finally:
         with suppress(OSError):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            remove(path)
 
 
 def _fill(model: Model, partial: Path, link: bool) -> bool:

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from runner.checkpoint import CARD
 from runner.errors import InputError, PublishError, RunnerError, UsageError, counted, escape, quote
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 log = logging.getLogger(__name__)
+File: TypeAlias = tuple[Path, str]  # and its SHA-256
 
 
 def checked_repository(target: Target, offline: bool) -> str:
@@ -53,9 +54,9 @@ def push(model: Model, target: Target) -> str:
         PublishError: other files are there, or the hub cannot be reached or refuses.
     """
     repository = checked_repository(target, offline=False)
-    files = {name or model.path.name: model.file(name) for name in model.files}
+    files = {name or model.path.name: (model.file(name), sha256) for name, sha256 in model.files.items()}
     if model.card is not None:
-        files[CARD] = model.card
+        files[CARD] = model.card, digest_of(model.card)
     try:
         return _push(repository, files, target)
     except RunnerError:
@@ -64,7 +65,7 @@ def push(model: Model, target: Target) -> str:
         raise _failed(repository, error) from error
 
 
-def _push(repository: str, files: Mapping[str, Path], target: Target) -> str:
+def _push(repository: str, files: Mapping[str, File], target: Target) -> str:
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -87,7 +88,7 @@ def _push(repository: str, files: Mapping[str, Path], target: Target) -> str:
     if there is None:
         api.create_repo(repository, private=target.private, exist_ok=True)
     lacking = [name for name in files if not (there or {}).get(name)]
-    operations = [CommitOperationAdd(name, str(files[name])) for name in lacking]
+    operations = [CommitOperationAdd(name, str(files[name][0])) for name in lacking]
     api.create_commit(repository, operations, commit_message=f"Add {counted(len(lacking), 'file')}")
     arrived = _there(api, repository, files) or {}
     if len(arrived) != len(files) or not all(arrived.values()):
@@ -95,7 +96,7 @@ def _push(repository: str, files: Mapping[str, Path], target: Target) -> str:
     return PUBLISHED
 
 
-def _there(api: HfApi, repository: str, files: Mapping[str, Path]) -> dict[str, bool] | None:
+def _there(api: HfApi, repository: str, files: Mapping[str, File]) -> dict[str, bool] | None:
     """Which of some files a repository has, and whether with our content; None if there is no repository."""
     from huggingface_hub.errors import RepositoryNotFoundError
     from huggingface_hub.hf_api import RepoFile
@@ -105,18 +106,18 @@ def _there(api: HfApi, repository: str, files: Mapping[str, Path]) -> dict[str, 
     except RepositoryNotFoundError:
         return None
     return {
-        one.path: _same(one.size, one.blob_id, one.lfs.sha256 if one.lfs else None, files[one.path])
+        one.path: _same(one.size, one.blob_id, one.lfs.sha256 if one.lfs else None, *files[one.path])
         for one in found
         if isinstance(one, RepoFile) and one.path in files
     }
 
 
-def _same(size: int, blob: str, sha256: str | None, file: Path) -> bool:
+def _same(size: int, blob: str, theirs: str | None, file: Path, sha256: str) -> bool:
     """Whether a file is what the hub has: large files are known by SHA-256, small ones as git knows them."""
     if file.stat().st_size != size:
         return False
-    if sha256 is not None:
-        return digest_of(file) == sha256
+    if theirs is not None:
+        return theirs == sha256
     content = file.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == blob
 

@@ -12,8 +12,11 @@ from pathlib import Path
 from runner.errors import UsageError, quote
 from runner.library.comfyui import folder_of_kinds
 from runner.publish.target import (
+    A1111,
     CHECKPOINT,
+    COMFYUI,
     DENOISER,
+    FOLDER,
     LORA,
     PIPELINE,
     TEXT_ENCODER,
@@ -37,7 +40,7 @@ _COMFYUI = {
     VAE: ("vae",),
     TEXT_ENCODER: ("text_encoders", "clip"),
 }
-_TITLES = {"a1111": "A1111", "comfyui": "ComfyUI"}
+_TITLES = {A1111: "A1111", COMFYUI: "ComfyUI"}
 
 
 def place_of(target: Target, model: Model) -> Path:
@@ -83,4 +86,4 @@ def _plain(root: Path, kind: str) -> Path:
     return root
 
 
-_FOLDERS: dict[str, Callable[[Path, str], Path]] = {"a1111": _a1111, "comfyui": _comfyui, "folder": _plain}
+_FOLDERS: dict[str, Callable[[Path, str], Path]] = {A1111: _a1111, COMFYUI: _comfyui, FOLDER: _plain}

@@ -9,7 +9,7 @@ from pathlib import Path
 from runner.errors import InputError, OutputError, PublishError, RunnerError, UsageError, escape, quote
 from runner.progress import say
 from runner.publish import finished, folder, hub, invokeai, places
-from runner.publish.target import FAILED, Model, Publication, Target
+from runner.publish.target import FAILED, HUB, INVOKEAI, Model, Publication, Target
 
 
 def announce(target: Target, model: Model, inputs: Collection[tuple[int, int]], offline: bool) -> list[str]:
@@ -25,11 +25,11 @@ def announce(target: Target, model: Model, inputs: Collection[tuple[int, int]], 
         UsageError: the target is not there, or cannot take such a model.
     """
     dry = ["dry run: nothing will be published"] if target.dry_run else []
-    if target.name == "hub":
+    if target.name == HUB:
         repository = hub.checked_repository(target, offline)
         kind = "private" if target.private else "public"
         return [f"hub: {repository}, made as a {kind} repository if it is not there", *dry]
-    if target.name == "invokeai":
+    if target.name == INVOKEAI:
         return [f"invokeai: at {invokeai.checked_url(target.url)}, which loads it from its place", *dry]
     place = places.place_of(target, model)
     how = "hard link, or copy" if target.link else "copy"
@@ -58,11 +58,11 @@ def publish(target: Target, model: Model, run: Path) -> Publication:
     def publication(result: str, error: str | None = None) -> Publication:
         return Publication(target.name, place, result, time.monotonic() - started, error)
 
-    place = {"hub": target.repository, "invokeai": target.url}.get(target.name) or ""
+    place = {HUB: target.repository, INVOKEAI: target.url}.get(target.name) or ""
     try:
-        if target.name == "hub":
+        if target.name == HUB:
             result = hub.push(model, target)
-        elif target.name == "invokeai":
+        elif target.name == INVOKEAI:
             result = invokeai.register(model, target)
         else:
             path = places.place_of(target, model)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 CHECKPOINT, LORA, DENOISER, VAE, TEXT_ENCODER = "checkpoint", "LoRA", "denoiser", "VAE", "text encoder"
 PIPELINE = "diffusers folder"
+TARGETS = A1111, COMFYUI, FOLDER, INVOKEAI, HUB = "a1111", "comfyui", "folder", "invokeai", "hub"
 PUBLISHED, LINKED, COPIED = "published", "linked", "copied"
 THERE, DRY_RUN, FAILED = "there already", "dry run", "failed"
 
@@ -17,7 +18,7 @@ class Target:
     """Where a finished model goes.
 
     Attributes:
-        name: "a1111", "comfyui", "folder", "invokeai" or "hub".
+        name: one of TARGETS.
         root: of a program's folder, or the folder; None: not said.
         link: whether files are hard-linked where that is possible.
         overwrite: whether another model of that name is replaced.

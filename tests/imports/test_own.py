@@ -101,6 +101,7 @@ RECIPES = st.builds(
             "description": st.text(max_size=5),
             "license": st.just("mit"),
             "prediction_type": st.just("epsilon"),
+            "zero_terminal_snr": st.booleans(),
         },
     ),
 )
