@@ -75,4 +75,8 @@ def test_a_recipe_is_written_in_a_browser(tmp_path: Path) -> None:
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(60)
+    end = time.monotonic() + 60
+    while (tmp_path / "runs").exists():  # the process of the form ends on its own, soon after the server
+        assert time.monotonic() < end, "the form does not end, or leaves its folder"
+        time.sleep(0.1)
     assert sorted(one.name for one in tmp_path.iterdir()) == ["recipes"]
