@@ -15,7 +15,7 @@ from runner.config import Settings
 from runner.digests import InputDigests, known_digests
 from runner.errors import RunnerError, counted, escape
 from runner.files import InputFile
-from runner.library.headers import BROKEN, Entry, entries_of
+from runner.library.headers import BROKEN, Entry, entries_of, with_digest
 from runner.library.lookup import DIGESTS, HEADERS, Library
 from runner.library.roots import Root
 from runner.library.walk import Found, models_in
@@ -71,7 +71,7 @@ def find_digests(settings: Settings) -> dict[str, Any]:
         f"{counted(len(entries), 'model')}, {counted(len(files), 'file')}: {done} hashed ({size(nbytes)}), "
         f"{len(files) - len(left)} known before" + (f", {unsettled} failed" if unsettled else "")
     ]
-    lines += _same(_entries([entry.found for entry in entries], settings, known))
+    lines += _same(with_digest(entry, known) for entry in entries)
     say("\n".join([*lines, *_section("problems", problems)]))
     return {"files": len(files), "hashed": done}
 
@@ -89,8 +89,8 @@ def _matches(one: Found, pattern: str) -> bool:
     return any(fnmatchcase(text.casefold(), pattern.casefold()) for text in texts)
 
 
-def _entries(found: Sequence[Found], settings: Settings, known: dict[str, str] | None = None) -> list[Entry]:
-    digests = known_digests(settings.cache_dir / DIGESTS) if known is None else known
+def _entries(found: Sequence[Found], settings: Settings) -> list[Entry]:
+    digests = known_digests(settings.cache_dir / DIGESTS)
     with progress(len(found), "headers", settings.progress, "models") as advance:
         return entries_of(found, settings.cache_dir / HEADERS, digests, advance)
 

@@ -230,10 +230,20 @@ def remembered(found: Found, memory: Mapping[str, Facts], digests: Mapping[str, 
 
 def _entry(found: Found, facts: Facts, files: Mapping[str, Identity], digests: Mapping[str, str]) -> Entry:
     weights = {name: files[name] for name in facts.files if name in files}
-    known = [(digests[one.key], name) for name, one in weights.items() if one.key in digests]
-    if len(known) < len(facts.files) or not known:
-        return Entry(found, facts, weights, None)
-    return Entry(found, facts, weights, folder_digest(known) if found.folder else known[0][0])
+    return with_digest(Entry(found, facts, weights, None), digests)
+
+
+def with_digest(entry: Entry, digests: Mapping[str, str]) -> Entry:
+    """The same model with its digest, which is known if those of all its weight files are.
+
+    Args:
+        entry: the model.
+        digests: of files, by Identity.key.
+    """
+    known = [(digests[one.key], name) for name, one in entry.weights.items() if one.key in digests]
+    if len(known) < len(entry.facts.files) or not known:
+        return replace(entry, sha256=None)
+    return replace(entry, sha256=folder_digest(known) if entry.found.folder else known[0][0])
 
 
 def known_facts(memory: Path | None) -> dict[str, Facts]:
