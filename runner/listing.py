@@ -11,12 +11,13 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from runner.architectures import ARCHITECTURES
+from runner.cachefile import DIGESTS
 from runner.config import Settings
-from runner.digests import InputDigests, known_digests
+from runner.digests import InputDigests
 from runner.errors import RunnerError, counted, escape
 from runner.files import InputFile
-from runner.library.headers import BROKEN, Entry, entries_of, with_digest
-from runner.library.lookup import DIGESTS, HEADERS, Library
+from runner.library.headers import BROKEN, Entry, with_digest
+from runner.library.lookup import Library
 from runner.library.roots import Root
 from runner.library.walk import Found, models_in
 from runner.progress import progress, say
@@ -31,7 +32,7 @@ _NO_TERMINAL = 100_000  # columns: what is piped has a line for each model
 def list_models(settings: Settings) -> dict[str, Any]:
     """Prints the models there are."""
     library, found, problems = _found(settings)
-    entries = _entries(found, settings)
+    entries = _entries(found, library, settings)
     if settings.job.json:
         say(json.dumps({"models": list(map(_record, entries)), "problems": problems}, indent=1))
     else:
@@ -45,11 +46,11 @@ def list_models(settings: Settings) -> dict[str, Any]:
 
 def find_digests(settings: Settings) -> dict[str, Any]:
     """Computes and remembers the digests of the models there are, and says which are the same."""
-    _, found, problems = _found(settings)
-    entries = [entry for entry in _entries(found, settings) if entry.facts.kind != BROKEN]
+    library, found, problems = _found(settings)
+    entries = [entry for entry in _entries(found, library, settings) if entry.facts.kind != BROKEN]
     files = list({file.identity: file for entry in entries for file in _files(entry)}.values())
     memory, trusted = settings.cache_dir / DIGESTS, settings.digests == "remember"
-    known = known_digests(memory) if trusted else {}
+    known = dict(library.digests) if trusted else {}
     left = [file for file in files if file.identity.key not in known]
     nbytes = sum(file.identity.size for file in left)
     done = 0
@@ -77,7 +78,7 @@ def find_digests(settings: Settings) -> dict[str, Any]:
 
 
 def _found(settings: Settings) -> tuple[Library, list[Found], list[str]]:
-    library = Library((settings.models_dir, *settings.model_folders), settings.cache_dir)
+    library = settings.library
     found, problems = models_in(library.roots)
     if settings.job.match is not None:
         found = [one for one in found if _matches(one, settings.job.match)]
@@ -89,10 +90,9 @@ def _matches(one: Found, pattern: str) -> bool:
     return any(fnmatchcase(text.casefold(), pattern.casefold()) for text in texts)
 
 
-def _entries(found: Sequence[Found], settings: Settings) -> list[Entry]:
-    digests = known_digests(settings.cache_dir / DIGESTS)
+def _entries(found: Sequence[Found], library: Library, settings: Settings) -> list[Entry]:
     with progress(len(found), "headers", settings.progress, "models") as advance:
-        return entries_of(found, settings.cache_dir / HEADERS, digests, advance)
+        return library.entries(found, advance)
 
 
 def _files(entry: Entry) -> Iterable[InputFile]:

@@ -81,13 +81,12 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
         with record.stage("resolve"):
             parsed = parse_recipe(recipe.name, recipe.tree, recipe.locate)
             lock = held(recipe, settings.locked)
-            offline = settings.hub == "offline"
             resolved = resolve(
                 with_digests(parsed, lock),
                 recipe.locate,
                 settings.models_dir,
                 settings.cache_dir,
-                offline,
+                settings.offline,
                 settings.model_folders,
             )
             record.resolved(resolved)
@@ -101,7 +100,7 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
         log.debug("%s", text)
         made = None
         if lock is not None and settings.job.name != "lock":
-            for warning in lock.check(plan, record, remembered(plan.resolved.files, _memory(settings))):
+            for warning in lock.check(plan, record, remembered(plan.resolved.files, settings.digest_memory)):
                 record.warn(warning)
         if settings.job.name == "merge":
             if not settings.rerun and (found := _finished(plan, settings, folder, output_dir, record, lock)):
@@ -152,7 +151,7 @@ def _announced(plan: Plan, settings: Settings, output_dir: Path) -> list[str]:
         return []
     kind = kind_of(plan.resolved.output_format, {job.place.component for job in plan.jobs})
     model = Model((output_dir / plan.layout.name), kind, {})
-    return announce(settings.publish, model, input_identities(plan.resolved), settings.hub == "offline")
+    return announce(settings.publish, model, input_identities(plan.resolved), settings.offline)
 
 
 @dataclass(frozen=True)
@@ -228,7 +227,7 @@ def build(
         with (
             record.stage("ranks"),
             InputDigests(
-                plan.resolved.files, _memory(settings), placement.threads, computed=computed
+                plan.resolved.files, settings.digest_memory, placement.threads, computed=computed
             ) as digests,
         ):
             plan = _with_ranks(plan, placement, digests, settings)
@@ -238,7 +237,7 @@ def build(
         record.warn(warning)
     with (
         Staging(plan.layout, target, checked=settings.verify) as staging,
-        InputDigests(files, _memory(settings), placement.threads, computed=computed) as digests,
+        InputDigests(files, settings.digest_memory, placement.threads, computed=computed) as digests,
         progress(plan.layout.nbytes, target.name, settings.progress) as advance,
     ):
         if staging.stale:
@@ -284,7 +283,7 @@ def _finished(
     Raises:
         MismatchError: it is not what the recipe or its lock says.
     """
-    memory, threads = _memory(settings), settings.threads or os.cpu_count() or 1
+    memory, threads = settings.digest_memory, settings.threads or os.cpu_count() or 1
     with record.stage("earlier"):
         found = finished(plan, record, folder, output_dir, memory, threads)
     if found is None:
@@ -323,18 +322,13 @@ def _write_lock(
     with (
         record.stage("digest"),
         progress(total, "hashing", settings.progress) as advance,
-        InputDigests(files, _memory(settings), threads, advance=advance) as digests,
+        InputDigests(files, settings.digest_memory, threads, advance=advance) as digests,
     ):
         known = digests.wait()
     check_sources(plan.resolved, known)
     record.read(plan.resolved, known)
     output = locked_output(record, finished_output(plan, record, folder, known))
     return write_lock(recipe, lock, lock_here(plan, record, known, output), settings.job.update)
-
-
-def _memory(settings: Settings) -> Path | None:
-    """The file that remembers digests; None if they are not to be trusted."""
-    return settings.cache_dir / "digests.json" if settings.digests == "remember" else None
 
 
 def write_beside(folder: Path, plan: Plan, made: Made, record: RunRecord, text: bytes) -> None:

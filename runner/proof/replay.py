@@ -22,7 +22,6 @@ from runner.errors import (
 )
 from runner.guard import RecipeFile
 from runner.imports import own
-from runner.library.lookup import Library
 from runner.origins import plan_with_origins
 from runner.place import place
 from runner.plan import Plan
@@ -93,8 +92,8 @@ def find_inputs(
     """
     means = {_role(path) for path in users(recipe.merge)}
     wanted = [Wanted(one, any(role in means for role in one.roles)) for one in said.inputs]
-    library = Library((settings.models_dir, *settings.model_folders), settings.cache_dir)
-    finder = Finder(library, settings.hub == "offline", settings.threads or 1, advance)
+    library = settings.library
+    finder = Finder(library, settings.offline, settings.threads or 1, advance)
     there = finder.find(wanted)
     if lacking := [one for one in there if one.name is None]:
         raise CannotReplayError(
@@ -196,7 +195,7 @@ def resolved_again(recipe: Recipe, said: Recorded, settings: Settings) -> Resolv
             _located(said),
             settings.models_dir,
             settings.cache_dir,
-            settings.hub == "offline",
+            settings.offline,
             settings.model_folders,
         )
     except (RecipeError, IncompatibleError) as error:

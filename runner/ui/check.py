@@ -12,7 +12,6 @@ from runner.compose import ComposedRecipe, recipe_in
 from runner.config import Settings
 from runner.describe import describe
 from runner.errors import InputError, KeyPath, RunnerError, quote
-from runner.library.lookup import Library
 from runner.place import place
 from runner.planner import make_plan
 from runner.recipe import Recipe, parse_recipe
@@ -104,7 +103,7 @@ def _problems(error: RunnerError, label: str) -> tuple[Problem, ...]:
 
 def refuse_outside(recipe: Recipe, composed: ComposedRecipe, settings: Settings) -> None:
     """Raises: InputError for a model that is not in the folders of the settings."""
-    roots = Library((settings.models_dir, *settings.model_folders), settings.cache_dir).roots
+    roots = settings.library.roots
     allowed = [settings.models_dir, *(folder for root in roots for folder in (root.path, *root.folders))]
     sources = [*recipe.sources(), *([recipe.output.config] if recipe.output.config else [])]
     for source in sources:
