@@ -17,7 +17,7 @@ from runner.errors import counted, escape, quote
 from runner.family import LOST
 from runner.files import InputFile
 from runner.models import Model
-from runner.provenance import roles_of
+from runner.provenance import roles
 from runner.recipe import Source
 from runner.resolve import Resolved
 from runner.stated import RUNNER, Ancestor, Descent, Record, clean_text, descent, links
@@ -111,7 +111,7 @@ def input_digests(resolved: Resolved, digests: Mapping[InputFile, str] | None) -
 def inputs(resolved: Resolved, digests: list[str]) -> list[dict[str, Any]]:
     """What a result says of each of its inputs."""
     found = []
-    for number, (model, digest) in enumerate(zip(resolved.models, digests, strict=True)):
+    for model, digest, stands in zip(resolved.models, digests, roles(resolved), strict=True):
         stated = {
             "license": licence_of(model),
             "author": clean_text(model.checkpoint.metadata.get("modelspec.author")),
@@ -120,7 +120,7 @@ def inputs(resolved: Resolved, digests: list[str]) -> list[dict[str, Any]]:
             "adapters": model.adapters,
         }
         entry = {
-            "roles": roles_of(resolved, number),
+            "roles": stands,
             "name": canonical_source(model.sources[0])["source"],
             "sha256": digest,
             "bytes": model.checkpoint.nbytes,
@@ -179,7 +179,9 @@ def _entry(ancestor: Ancestor) -> dict[str, Any]:
 def _record(resolved: Resolved, digests: list[str]) -> dict[str, Any]:
     """The merge as sd_merge_recipe has it: in A1111's fields if it can be said in them, and whole."""
     recipe = resolved.recipe
-    by_role = {role: digest for number, digest in enumerate(digests) for role in roles_of(resolved, number)}
+    by_role = {
+        role: digest for digest, stands in zip(digests, roles(resolved), strict=True) for role in stands
+    }
     name, merge = _WEBUI.get(recipe.merge.method), recipe.merge
     alpha = resolved.merge.weightings.get("alpha")
     sources = all(isinstance(model, Source) for model in merge.models.values())

@@ -10,7 +10,8 @@ from runner.errors import counted, escape
 from runner.formats import FORMATS
 from runner.place import Placement
 from runner.plan import BUFFER, COPIED, KEPT, MERGED, Job, Plan, Value
-from runner.provenance import roles_of
+from runner.provenance import roles
+from runner.recipe import roles_at
 from runner.record import RunRecord
 from runner.resolve import Model, Resolved
 from runner.tables import size, table
@@ -130,11 +131,11 @@ def _labels(plan: Plan) -> list[str]:
 
 def _inputs(plan: Plan) -> list[str]:
     rows = [["role", "source", "format", "architecture", "tensors", "size", "dtype"]]
-    for number, model in enumerate(plan.resolved.models):
+    for model, stands in zip(plan.resolved.models, roles(plan.resolved), strict=True):
         checkpoint = model.checkpoint
         rows.append(
             [
-                ", ".join(roles_of(plan.resolved, number)),
+                ", ".join(stands),
                 escape(checkpoint.label),
                 checkpoint.title or FORMATS[checkpoint.format].title,
                 model.title,
@@ -182,7 +183,7 @@ def _values(job: Job, resolved: Resolved) -> dict[str, Value]:
             for name, weighting in resolved.merge.weightings.items()
         }
     return {
-        " ".join([".".join(map(str, step.path[1::2])), name]).strip(): value
+        " ".join([roles_at(step.path), name]).strip(): value
         for step in job.steps
         for name, value in step.parameters
     }

@@ -28,7 +28,6 @@ from runner.lockfile import (
 from runner.plan import Plan
 from runner.recipe import Merge, Recipe, Source
 from runner.record import RunRecord
-from runner.resolve import BoundMerge
 from runner.tables import size
 from runner.write import write_file
 
@@ -171,7 +170,7 @@ def lock_here(
         known["recipe_sha256"],
         {file["name"].removesuffix(".yaml"): file["sha256"] for file in known["recipe_files"]},
         sources,
-        tuple(sorted(set(_methods(plan.resolved.merge)))),
+        tuple(sorted({one["method"] for one in known["methods"]})),
         output,
     )
 
@@ -252,10 +251,3 @@ def _place(path: KeyPath) -> str:
 
 def _name(source: Source) -> str:
     return canonical_source(replace(source, alias=""))["source"]
-
-
-def _methods(merge: BoundMerge) -> Iterator[str]:
-    yield merge.method.label
-    for model in merge.models.values():
-        if isinstance(model, BoundMerge):
-            yield from _methods(model)

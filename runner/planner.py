@@ -172,7 +172,9 @@ class _Planner:
         self._keys: dict[int, dict[str, None]] = {}
         self._unlike: dict[int, frozenset[str]] = {}
         self._checked: set[tuple[int, tuple[Value, ...]]] = set()
-        self.nonfinite = frozenset(_nonfinite(resolved.merge))
+        self.nonfinite = frozenset(
+            pattern for merge in resolved.merge.merges() for pattern in merge.policies.nonfinite
+        )
         self._first: dict[Structure, KeyPath] = {}
         self._paths: dict[int, KeyPath] = {}
         self._surveys: dict[int, KeyPath] = {}
@@ -671,14 +673,6 @@ def _structure(merge: BoundMerge, *, whole: bool = False) -> Structure:
     )
     policies = replace(merge.policies, nonfinite=(), extrapolate=False)
     return (*found, values, tuple(merge.choices.items()), policies)
-
-
-def _nonfinite(merge: BoundMerge) -> Iterable[str]:
-    """The key patterns of a merge and those below it."""
-    yield from merge.policies.nonfinite
-    for model in merge.models.values():
-        if isinstance(model, BoundMerge):
-            yield from _nonfinite(model)
 
 
 def _flatten(value: _Value) -> tuple[tuple[Load, ...], tuple[Step, ...]]:

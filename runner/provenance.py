@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from runner.canonical import canonical_json, canonical_source
@@ -17,6 +17,7 @@ from runner.formats.safetensors import CONTENT_HASH
 from runner.hashes import FileHashes
 from runner.models import Model
 from runner.plan import BUFFER, Plan, weakest
+from runner.recipe import roles_at
 from runner.resolve import BoundMerge, Resolved
 from runner.tensor_digests import tensor_list, tensor_root, tensors_file
 from runner.weighting import Weighting
@@ -49,24 +50,16 @@ def merge_identities(resolved: Resolved, digests: Mapping[InputFile, str]) -> di
     return found
 
 
-def roles_of(resolved: Resolved, model: int) -> list[str]:
-    """Where in the recipe a model stands: "a", "b.c", "components.vae", ..."""
-    components = [f"components.{name}" for name, number in resolved.components.items() if number == model]
-    in_merges = [
-        f"{at}.{role}" if at else role
-        for at, merge in _merges(resolved.merge, "")
-        for role, part in merge.models.items()
-        if part == model
-    ]
-    return [*in_merges, *components]
-
-
-def _merges(merge: BoundMerge, at: str) -> Iterator[tuple[str, BoundMerge]]:
-    """A merge and those below it, each with the roles that lead there."""
-    yield at, merge
-    for role, part in merge.models.items():
-        if isinstance(part, BoundMerge):
-            yield from _merges(part, f"{at}.{role}" if at else role)
+def roles(resolved: Resolved) -> list[list[str]]:
+    """Where in the recipe each of its models stands: "a", "b.c", "components.vae", ..."""
+    found: list[list[str]] = [[] for _ in resolved.models]
+    for merge in resolved.merge.merges():
+        for role, part in merge.models.items():
+            if isinstance(part, int):
+                found[part].append(roles_at((*merge.path, "models", role)))
+    for component, number in resolved.components.items():
+        found[number].append(roles_at(("components", component)))
+    return found
 
 
 def methods(plan: Plan) -> list[dict[str, Any]]:
@@ -76,11 +69,11 @@ def methods(plan: Plan) -> list[dict[str, Any]]:
     """
     steps = [step for job in plan.jobs for step in job.steps]
     found = []
-    for at, merge in _merges(plan.resolved.merge, ""):
+    for merge in plan.resolved.merge.merges():
         method = merge.method
         numbers = {name: _numbers(weighting) for name, weighting in merge.weightings.items()}
         entry: dict[str, Any] = {
-            "at": at,
+            "at": roles_at(merge.path),
             "method": method.label,
             "compat": method.compat,
             "class": weakest(step.determinism for step in steps if step.method is method),
@@ -143,15 +136,15 @@ def components(resolved: Resolved) -> dict[str, str]:
 def inputs(resolved: Resolved, digests: Mapping[InputFile, str]) -> list[dict[str, Any]]:
     """Every model that was read, by its digests."""
     return [
-        _input(model, roles_of(resolved, number), digests) for number, model in enumerate(resolved.models)
+        _input(model, stands, digests) for model, stands in zip(resolved.models, roles(resolved), strict=True)
     ]
 
 
-def _input(model: Model, roles: list[str], digests: Mapping[InputFile, str]) -> dict[str, Any]:
+def _input(model: Model, stands: list[str], digests: Mapping[InputFile, str]) -> dict[str, Any]:
     checkpoint = model.checkpoint
     found: dict[str, Any] = {
         **canonical_source(model.sources[0]),
-        "roles": roles,
+        "roles": stands,
         "format": checkpoint.format,
         "architecture": model.architecture.name if model.architecture else None,
         "bytes": checkpoint.nbytes,

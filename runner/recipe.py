@@ -20,7 +20,8 @@ IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]i?)?B?", re.ASCII)
 
-_RECIPE_KEYS = (
+# What is said of the result, at the top of a recipe alone.
+RESULT_KEYS = (
     "components",
     "output",
     "compute_dtype",
@@ -35,7 +36,7 @@ _OUTPUT_KEYS = ("name", "format", "dtype", "max_shard_size", "config", "hide_nam
 _SOURCE_KEYS = ("source", "sha256", "variant")
 
 # Everything a recipe may say beside the parameters of its method.
-RECIPE_KEYS = (*_MERGE_KEYS, *_RECIPE_KEYS)
+RECIPE_KEYS = (*_MERGE_KEYS, *RESULT_KEYS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +177,11 @@ class Recipe:
         """Every source: those of the merge, then those of components."""
         yield from self.merge.sources()
         yield from self.components.values()
+
+
+def roles_at(path: KeyPath) -> str:
+    """The roles that lead to a place of a recipe: "b.a", "components.vae"; "" to the recipe itself."""
+    return ".".join(map(str, path if path[:1] == ("components",) else path[1::2]))
 
 
 def parse_recipe(name: str, tree: Mapping[str, Any], locate: Callable[[KeyPath], Location]) -> Recipe:

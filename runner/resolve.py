@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,13 @@ class BoundMerge:
         """The source that decides the keys: the first role, and of a merge there its first role."""
         first = next(iter(self.models.values()))
         return first if isinstance(first, int) else first.primary()
+
+    def merges(self) -> Iterator[BoundMerge]:
+        """This merge and those below it."""
+        yield self
+        for model in self.models.values():
+            if isinstance(model, BoundMerge):
+                yield from model.merges()
 
 
 @dataclass(frozen=True)

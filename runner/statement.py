@@ -18,7 +18,7 @@ from runner.canonical import canonical_recipe, canonical_source
 from runner.checkpoint import SIDECAR, Layout
 from runner.digests import model_digest
 from runner.files import InputFile
-from runner.provenance import roles_of
+from runner.provenance import roles
 from runner.record import RunRecord
 from runner.resolve import Resolved
 
@@ -86,20 +86,20 @@ def _subject(layout: Layout, outputs: Sequence[str]) -> Iterator[dict[str, Any]]
 
 def _models(resolved: Resolved, inputs: Mapping[InputFile, str]) -> Iterator[dict[str, Any]]:
     """The models by where they stand in the recipe; a folder by its weight files, and by their list."""
-    for number, model in enumerate(resolved.models):
-        checkpoint, roles = model.checkpoint, roles_of(resolved, number)
+    for model, stands in zip(resolved.models, roles(resolved), strict=True):
+        checkpoint = model.checkpoint
         single = checkpoint.files[0].path == checkpoint.root
-        about: dict[str, Any] = {**canonical_source(model.sources[0]), "roles": roles}
+        about: dict[str, Any] = {**canonical_source(model.sources[0]), "roles": stands}
         if model.revision and not resolved.recipe.output.hide_names:
             about["revision"] = model.revision
         algorithm = "sha256" if single else "dirHash"
         digest = model_digest(checkpoint, inputs)
-        yield {"name": f"model:{roles[0]}", "digest": {algorithm: digest}, "annotations": about}
+        yield {"name": f"model:{stands[0]}", "digest": {algorithm: digest}, "annotations": about}
         for file in () if single else checkpoint.files:
             name = file.path.relative_to(checkpoint.root).as_posix()
-            yield {"name": f"model:{roles[0]}/{name}", "digest": {"sha256": inputs[file]}}
+            yield {"name": f"model:{stands[0]}/{name}", "digest": {"sha256": inputs[file]}}
 
 
 def _recipes(record: RunRecord) -> Iterator[dict[str, Any]]:
-    for file in record.recipe_files:
-        yield {"name": f"recipe:{file.name}", "digest": {"sha256": file.sha256}}
+    for file in record.deterministic["recipe_files"]:
+        yield {"name": f"recipe:{file['name']}", "digest": {"sha256": file["sha256"]}}

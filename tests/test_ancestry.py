@@ -279,7 +279,8 @@ def test_our_own_file_is_imported_with_the_digests_of_its_models(models: Path) -
 
 
 def test_an_ancestor_of_ours_in_the_record_of_another_tool_is_expanded(models: Path) -> None:
-    ours = header(merged(models, tree("a", "b", output={"name": "m", "dtype": "float16"}), "m"))
+    said = {"output": {"name": "m", "dtype": "float16"}, "prediction_type": "epsilon", "author": "me"}
+    ours = header(merged(models, tree("a", "b", **said), "m"))
     record = {
         "type": "webui",
         "primary_model_hash": "1" * 64,

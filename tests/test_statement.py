@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
-from tests.build import write_models
-from tests.test_record import merged, record, tree
+from runner.compose import ComposedRecipe
+from runner.guard import RecipeFile
+from runner.run import run
+from tests.build import here, write_models
+from tests.test_record import merged, record, settings, tree
 
 
 @pytest.fixture
@@ -50,6 +53,15 @@ def test_it_has_the_required_fields_and_only_those_that_are_specified(models: Pa
         assert one.keys() <= {"name", "digest", "annotations"} and one["name"]
         ((algorithm, value),) = one["digest"].items()
         assert algorithm in ("sha256", "dirHash") and re.fullmatch("[0-9a-f]{64}", value)
+
+
+def test_a_recipe_that_was_given_by_path_is_named_without_its_folder(models: Path) -> None:
+    file = RecipeFile(str(models / "mine.yaml"), str(models / "mine.yaml"), "0" * 64)
+    (models / "one").mkdir()
+    composed = ComposedRecipe("mix", tree(), (file,), (), here)
+    run(composed, settings(models), models / "one")
+    build = statement(models / "one")["predicate"]["buildDefinition"]
+    assert build["resolvedDependencies"][-1] == {"name": "recipe:mine.yaml", "digest": {"sha256": "0" * 64}}
 
 
 def test_it_names_the_output_the_inputs_and_the_record_by_their_digests(models: Path) -> None:

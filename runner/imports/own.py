@@ -13,14 +13,13 @@ from typing import Any
 from runner.errors import quote
 from runner.imports.history import History
 from runner.imports.imported import Imported, Notes, Tree, written
-from runner.recipe import SHA256, Policies
+from runner.recipe import RESULT_KEYS, SHA256, Policies
 from runner.stated import Record, mapping
 
 TITLE = "runner"
 MAX_DEPTH = 12
 # What merges inside another inherit from it, and what holds if nobody says: canonical recipes leave that out.
 _INHERITED: Mapping[str, Any] = {**asdict(Policies()), "nonfinite": [], "seed": 0}
-_OF_A_WHOLE_RECIPE = ("components", "output", "compute_dtype", "description", "author", "license")
 
 
 def read(
@@ -76,7 +75,7 @@ def recorded(record: Record, history: History) -> Tree | None:
     if tree is not None and history.nested:
         if tree.get("components"):
             history.notes.refused("components", "taken from other sources; only a whole recipe can say so")
-        return {key: one for key, one in tree.items() if key not in _OF_A_WHOLE_RECIPE}
+        return {key: one for key, one in tree.items() if key not in RESULT_KEYS}
     return tree
 
 

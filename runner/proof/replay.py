@@ -31,7 +31,7 @@ from runner.proof.finding import Finder, There, Wanted
 from runner.proof.places import RECORD_NAME, Places, recorded_at
 from runner.proof.recorded import RECORD, NewerError, Recorded
 from runner.provenance import methods
-from runner.recipe import Merge, Recipe, Source, parse_recipe
+from runner.recipe import Merge, Recipe, Source, parse_recipe, roles_at
 from runner.record import RunRecord
 from runner.resolve import Resolved, resolve
 from runner.run import build, input_identities, write_beside
@@ -90,7 +90,7 @@ def find_inputs(
     Raises:
         CannotReplayError: some are not there; names them.
     """
-    means = {_role(path) for path in users(recipe.merge)}
+    means = {roles_at(path) for path in users(recipe.merge)}
     wanted = [Wanted(one, any(role in means for role in one.roles)) for one in said.inputs]
     library = settings.library
     finder = Finder(library, settings.offline, settings.threads or 1, advance)
@@ -157,13 +157,6 @@ def _with_sources(recipe: Recipe, change: Callable[[Source], Source]) -> Recipe:
     )
 
 
-def _role(path: KeyPath) -> str:
-    """The roles that lead to a place of a recipe: "b.a", "components.vae"."""
-    if path[:1] == ("components",):
-        return ".".join(map(str, path))
-    return ".".join(str(part) for part in path[1::2])
-
-
 def with_files(recipe: Recipe, there: list[There]) -> Recipe:
     """The recipe with each source where it was found, to be held to its digest."""
     by_role = {role: one for one in there for role in one.said.roles}
@@ -174,9 +167,9 @@ def with_files(recipe: Recipe, there: list[There]) -> Recipe:
         if source.path == ("output", "config"):
             one = by_name.get(source.name)
             return replace(source, name=one.name or source.name) if one else source
-        one = by_role.get(_role(source.path))
+        one = by_role.get(roles_at(source.path))
         if one is None or one.name is None:
-            where = _role(source.path)
+            where = roles_at(source.path)
             raise CannotReplayError(f"{CANNOT}: input {escape(where)}: no digest of it is recorded")
         return replace(source, name=one.name, sha256=one.said.sha256)
 

@@ -374,9 +374,10 @@ CASES += formulas_elementwise.CASES
 def test_every_method_has_a_reference_and_every_choice_a_case() -> None:
     ours = {name: method for (name, tool), method in METHODS.items() if tool is None}
     assert set(ours) == set(REFERENCES) | set(PRODUCTS)
+    cases = [*CASES, *(("extract_lora", "", {"solver": solver}) for solver in SOLVERS)]
     for name, method in ours.items():
         for parameter in method.parameters.values():
-            found = [given.get(parameter.name, parameter.default) for case, _, given in CASES if case == name]
+            found = [given.get(parameter.name, parameter.default) for case, _, given in cases if case == name]
             assert all(choice in found for choice in parameter.choices), f"{name}: {parameter.name}"
 
 
@@ -396,12 +397,31 @@ PRODUCTS: dict[str, Callable[..., Array]] = {
 }
 
 
+SOLVERS = ("exact", "randomized")  # of extract_lora
+
+
+def extracted(base: Tensor, model: Tensor, **parameters: Any) -> Tensor:
+    """The change that a LoRA extracted from two models makes."""
+    random = Random(SEED, MERGE, ("base", "model"), KEY, 0)
+    found = METHODS["extract_lora", None].function(base, model, random=random, **parameters)
+    change: Tensor = found.up @ found.down
+    return change
+
+
 @pytest.mark.parametrize("shape", [(7, 9), (9, 6), (4, 3, 3, 3)], ids=str)
 @pytest.mark.parametrize("rank", [1, 3, 50])
 def test_the_product_of_extracted_factors(rank: int, shape: tuple[int, ...]) -> None:
     base, model = normal(shape, 2)
-    found = METHODS["extract_lora", None].function(base, model, rank=rank)
-    close(found.up @ found.down, PRODUCTS["extract_lora"](base.numpy(), model.numpy(), rank))
+    expected = PRODUCTS["extract_lora"](base.numpy(), model.numpy(), rank)
+    close(extracted(base, model, rank=rank), expected)
+
+
+@pytest.mark.parametrize("shape", [(40, 90), (90, 40), (40, 10, 3, 3)], ids=str)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_solver_extracts_a_change_of_that_rank_whole(solver: str, shape: tuple[int, ...]) -> None:
+    base, model = normal(shape, 2)
+    change = torch.as_tensor(PRODUCTS["extract_lora"](base.numpy(), model.numpy(), 5)).reshape(shape)
+    close(extracted(base, base + change, rank=5, solver=solver), change.reshape(len(base), -1))
 
 
 @pytest.mark.parametrize("rank", [0, 1, 3, 50])
