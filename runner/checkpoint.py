@@ -61,6 +61,15 @@ class Checkpoint:
         return sum(file.identity.size for file in self.files)
 
     @property
+    def is_file(self) -> bool:
+        """Whether it is one file, not a folder."""
+        return self.files[0].path == self.root
+
+    def inside(self, file: InputFile) -> str:
+        """The name of one of its weight files inside the folder, with slashes; "" for a single file."""
+        return "" if self.is_file else file.path.relative_to(self.root).as_posix()
+
+    @property
     def specs(self) -> dict[str, TensorSpec]:
         """Dtype and shape of each key."""
         return {key: stored.spec for key, stored in self.tensors.items()}

@@ -16,7 +16,7 @@ from runner.checkpoint import Layout
 from runner.compose import ComposedRecipe
 from runner.config import Settings
 from runner.describe import describe, report, report_of_earlier
-from runner.digests import InputDigests, model_digest, remembered
+from runner.digests import InputDigests, known_digest, remembered
 from runner.earlier import finished, finished_output
 from runner.errors import InputError, MismatchError, OutputError, quote
 from runner.files import InputFile, look
@@ -394,9 +394,9 @@ def check_sources(resolved: Resolved, digests: Mapping[InputFile, str]) -> None:
         MismatchError: another file than the recipe gives the digest of.
     """
     for model in resolved.models:
-        if not all(file in digests for file in model.checkpoint.files):
+        found = known_digest(model.checkpoint, digests)
+        if found is None:
             continue
-        found = model_digest(model.checkpoint, digests)
         for source in model.sources:
             if source.sha256 not in (None, found):
                 raise MismatchError(

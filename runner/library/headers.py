@@ -118,7 +118,7 @@ def facts_of(checkpoint: Checkpoint) -> Facts:
         format=_format(checkpoint),
         dtypes=tuple(sorted(sizes, key=lambda dtype: (-sizes[dtype], dtype))),
         nbytes=checkpoint.nbytes,
-        files=_files(checkpoint),
+        files=tuple(map(checkpoint.inside, checkpoint.files)),
     )
     try:
         if kind != "lora":
@@ -145,12 +145,6 @@ def _format(checkpoint: Checkpoint) -> str:
     if "pickle" in (checkpoint.title or ""):
         return "pickle"
     return "safetensors" if checkpoint.format == "checkpoint" else checkpoint.format
-
-
-def _files(checkpoint: Checkpoint) -> tuple[str, ...]:
-    if checkpoint.files[0].path == checkpoint.root:
-        return ("",)
-    return tuple(file.path.relative_to(checkpoint.root).as_posix() for file in checkpoint.files)
 
 
 def look_at(found: Found) -> dict[str, Identity]:

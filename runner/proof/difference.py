@@ -16,7 +16,7 @@ from runner.files import InputFile, look, read_into, read_small
 from runner.formats import FORMATS
 from runner.formats.safetensors import CONTENT_HASH, read_header
 from runner.plan import Plan, weakest
-from runner.proof.contents import Contents, contents_of, inside
+from runner.proof.contents import Contents, contents_of
 from runner.proof.places import Places
 from runner.proof.recorded import HEADER, MAX_RECORD_BYTES, Recorded, tensors_of
 from runner.run import Made
@@ -190,9 +190,9 @@ def _ulps(first: Checkpoint, second: Checkpoint, keys: Sequence[str], settings: 
 def _headers(first: Checkpoint, second: Checkpoint) -> tuple[str, ...]:
     """Entries of the headers that differ, less the hashes of the data, which follow the tensors."""
     found = []
-    theirs = {inside(first, file): file for file in first.files}
+    theirs = {first.inside(file): file for file in first.files}
     for file in second.files:
-        name = inside(second, file)
+        name = second.inside(file)
         if name not in theirs:
             found.append(name)
             continue

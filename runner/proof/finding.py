@@ -17,10 +17,8 @@ from runner.formats.diffusers import CONFIG
 from runner.hub import parse_name
 from runner.library.lookup import Library
 from runner.proof.recorded import RecordedInput
-from runner.recipe import Source
+from runner.recipe import NAMED, Source
 from runner.resolve import source_path
-
-NAMED = ("demo:", "hf:")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from runner.describe import describe
 from runner.errors import InputError, KeyPath, RunnerError, quote
 from runner.place import place
 from runner.planner import make_plan
-from runner.recipe import Recipe, parse_recipe
+from runner.recipe import NAMED, Recipe, parse_recipe
 from runner.record import header_metadata
 from runner.resolve import BoundMerge, Resolved, resolve
 from runner.ui.draft import Draft
@@ -107,7 +107,7 @@ def refuse_outside(recipe: Recipe, composed: ComposedRecipe, settings: Settings)
     allowed = [settings.models_dir, *(folder for root in roots for folder in (root.path, *root.folders))]
     sources = [*recipe.sources(), *([recipe.output.config] if recipe.output.config else [])]
     for source in sources:
-        if source.name.startswith(("demo:", "hf:")):
+        if source.name.startswith(NAMED):
             continue
         path = settings.models_dir / Path(source.name).expanduser()
         absolute = Path(os.path.abspath(path))  # noqa: PTH100 - a link in these folders is the owner's
