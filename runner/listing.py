@@ -33,6 +33,8 @@ def list_models(settings: Settings) -> dict[str, Any]:
     """Prints the models there are."""
     library, found, problems = _found(settings)
     entries = _entries(found, library, settings)
+    if settings.digest_memory is None:  # what is remembered is not to be trusted, and a list reads no data
+        entries = [with_digest(entry, {}) for entry in entries]
     if settings.job.json:
         say(json.dumps({"models": list(map(_record, entries)), "problems": problems}, indent=1))
     else:
@@ -141,7 +143,7 @@ def _lines(entries: Sequence[Entry], library: Library, problems: Sequence[str], 
     lines += _section("cannot be read", [entry.facts.problem or "" for entry in sorted(broken, key=_order)])
     lines += _section(
         "cannot be merged",
-        [entry.facts.problem for entry in entries if entry.facts.problem and entry not in broken],
+        [entry.facts.problem for entry in entries if entry.facts.problem and entry.facts.kind != BROKEN],
     )
     lines += _section("problems", problems)
     if not entries:

@@ -19,7 +19,7 @@ from runner.files import InputFile
 from runner.formats import FORMATS
 from runner.formats.diffusers import CONFIG
 from runner.lora.summary import detect_lora
-from runner.quantised import quantised
+from runner.quantised import Quantised, quantised
 from runner.recipe import Source
 from runner.tensors import TensorSpec
 from runner.view import View, view_of
@@ -75,15 +75,27 @@ class Naming:
     layout: str
     prefix: str = ""
 
-    def view(self, architecture: Architecture | None, specs: Mapping[str, TensorSpec]) -> View:
-        """The view of a model whose tensors have these names."""
+    def view(
+        self, architecture: Architecture | None, specs: Mapping[str, TensorSpec], scaled: Quantised
+    ) -> View:
+        """The view of a model whose tensors have these names.
+
+        Args:
+            architecture: of the whole model.
+            specs: of the tensors as stored.
+            scaled: what of them is quantised.
+        """
         stored = {self.prefix + key: key for key in specs}
-        view = view_of(architecture, self.layout, {whole: specs[key] for whole, key in stored.items()})
+        whole = Quantised(
+            {self.prefix + key: self.prefix + scale for key, scale in scaled.scales.items()},
+            {self.prefix + key: why for key, why in scaled.beside.items()},
+        )
+        view = view_of(architecture, self.layout, {name: specs[key] for name, key in stored.items()}, whole)
         tensors = {
             name: replace(made, pieces=tuple(replace(one, key=stored[one.key]) for one in made.pieces))
             for name, made in view.tensors.items()
         }
-        return View(tensors, view.left)
+        return View(tensors, view.left, scaled)
 
 
 def recognised(sources: tuple[Source, ...], checkpoint: Checkpoint) -> Model:
@@ -99,7 +111,8 @@ def recognised(sources: tuple[Source, ...], checkpoint: Checkpoint) -> Model:
     architecture = detect(checkpoint.format, specs)
     if architecture is None and checkpoint.format == "checkpoint" and (found := main_alone(specs)):
         architecture, kind = found
-        view = Naming("diffusers", f"{architecture.main}/").view(architecture, specs)
+        naming = Naming("diffusers", f"{architecture.main}/")
+        view = naming.view(architecture, specs, quantised(checkpoint.label, specs))
         return Model(sources, _alone(checkpoint, architecture.main), view, architecture, kind)
     kind = variant(architecture, checkpoint.format, specs) if architecture else None
     view = view_of(architecture, checkpoint.format, specs, quantised(checkpoint.label, specs))
@@ -158,10 +171,12 @@ def component_model(
             tag="COMPONENT",
             hint="give a model of the same architecture, or the component alone",
         )
+    specs = checkpoint.specs
+    scaled = quantised(checkpoint.label, specs)
     best: tuple[Model, dict[str, Place]] | None = None
     most = 0
     for naming in _namings(component, architecture, checkpoint.format):
-        view = naming.view(architecture, checkpoint.specs)
+        view = naming.view(architecture, specs, scaled)
         places = {key: _place(architecture, naming, view, key) for key in view.tensors}
         places = {key: at for key, at in places.items() if at.component == component}
         known = sum(key in expected or is_known(architecture, key) for key in places)
