@@ -14,7 +14,7 @@ from runner.architectures.configs import PIPELINES, VERSION, Component, Config
 from runner.errors import IncompatibleError, escape
 from runner.formats.diffusers import CONFIG, INDEX, config_text, json_text
 from runner.models import component_config
-from runner.prediction import EPSILON, Prediction
+from runner.prediction import EPSILON, SCHEDULER, Prediction
 from runner.resolve import Resolved
 from runner.tensors import TensorSpec
 
@@ -51,7 +51,7 @@ def built_in(resolved: Resolved, specs: Specs, result: Prediction | None) -> dic
         "scheduler": ["diffusers", scheduler["_class_name"]],
         **{name: [None, None] for name in pipeline.tokenizers},
     }
-    texts = {"scheduler/scheduler_config.json": json_text(scheduler)}
+    texts = {SCHEDULER: json_text(scheduler)}
     for name, known in pipeline.components.items():
         index[name] = list(known.kind) if name in parts else [None, None]
         if name not in parts:

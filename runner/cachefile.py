@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+DIGESTS, HEADERS = "digests.json", "headers.json"  # what it has of files, by their identity
+
 
 def load(path: Path | None) -> dict[str, Any]:
     """The entries of a cache file; none if it is missing or damaged, since all of it can be made anew."""

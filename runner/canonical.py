@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import PurePath
 from typing import Any
 
-from runner.recipe import Merge, Policies, Recipe, Source
+from runner.recipe import NAMED, Merge, Policies, Recipe, Source
 
 
 def canonical_json(value: Any) -> str:
@@ -85,7 +85,7 @@ def _ordered(value: Any) -> Any:
 
 def canonical_source(source: Source) -> dict[str, str]:
     """How a source is named wherever it lies: by its file or folder alone, and its variant."""
-    named = source.name.startswith(("demo:", "hf:"))
+    named = source.name.startswith(NAMED)
     name = source.alias or (source.name if named else PurePath(source.name).name)
     result = {"source": name}
     if source.variant:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+from runner.architectures import ARCHITECTURES
 from runner.errors import UsageError, escape, nearest
 from runner.methods import METHODS, Method, Parameter, Range
 from runner.presets import PRESET_NAMES, PRESETS, preset
@@ -117,7 +118,7 @@ def _range(parameter: Parameter) -> str:
 
 
 _BARS = "▁▂▃▄▅▆▇█"
-_BLOCKS = (*(f"IN{i:02d}" for i in range(12)), "M00", *(f"OUT{i:02d}" for i in range(12)))
+_BLOCKS = ARCHITECTURES["sd1"].blocks
 
 
 def preset_overview() -> str:
@@ -153,7 +154,7 @@ def preset_details(name: str) -> str:
         hint = nearest(name, PRESET_NAMES)
         raise UsageError(f"job.preset={escape(name)}: there is no such preset{hint}", hint="job=presets")
     rows = [("block", "number")]
-    rows += [(block, f"{value:.6g}") for block, value in zip(("BASE", *_BLOCKS), values, strict=True)]
+    rows += [(block, f"{value:.6g}") for block, value in zip(_BLOCKS, values, strict=True)]
     pasted = ",".join(f"{value:.6g}" for value in values)
     return "\n".join([*table(rows, right=[1]), "", f"mbw: [{pasted}]"]) + "\n"
 

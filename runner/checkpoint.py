@@ -69,6 +69,10 @@ class Checkpoint:
         """Bytes of its weight files."""
         return sum(file.identity.size for file in self.files)
 
+    def inside(self, file: InputFile) -> str:
+        """The name of one of its weight files inside the folder, with slashes; "" for a single file."""
+        return "" if self.is_file else file.path.relative_to(self.root).as_posix()
+
     @property
     def specs(self) -> dict[str, TensorSpec]:
         """Dtype and shape of each key."""

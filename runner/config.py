@@ -6,16 +6,20 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from runner.cachefile import DIGESTS
 from runner.errors import UsageError, nearest, quote
 from runner.place import Devices
 from runner.publish.target import HUB, INVOKEAI, TARGETS, Target
 from runner.recipe import parse_size
 from runner.tensors import SUM_ELEMENTS
+
+if TYPE_CHECKING:
+    from runner.library.lookup import Library
 
 MAX_THREADS = 256
 RECIPE_JOBS = ("merge", "plan", "lock")  # those that run a recipe
@@ -133,6 +137,23 @@ class Settings:
     rerun: bool = False
     resume: Path | None = None
     sign_key: Path | None = None
+
+    @property
+    def library(self) -> Library:
+        """The models there are, looked for anew: what one job asks, it asks of one library."""
+        from runner.library.lookup import Library  # here: the schema is read for --help too
+
+        return Library((self.models_dir, *self.model_folders), self.cache_dir)
+
+    @property
+    def offline(self) -> bool:
+        """Whether models of the hub are only looked for in its cache."""
+        return self.hub == "offline"
+
+    @property
+    def digest_memory(self) -> Path | None:
+        """The file that remembers digests; None if they are not to be trusted."""
+        return self.cache_dir / DIGESTS if self.digests == "remember" else None
 
 
 def settings_of(config: DictConfig) -> Settings:

@@ -124,13 +124,7 @@ class InputDigests:
     def _digest(self, file: InputFile) -> tuple[str, bool]:
         """The digest of a file, and whether its times are old enough to be trusted later."""
         settled = file.identity.settled(time.time())
-        descriptor = file.open()
-        try:
-            digest = hash_file(descriptor, file.identity.size, file.label, self._stop, self._advance)
-            file.check_unchanged(descriptor)
-        finally:
-            os.close(descriptor)
-        return digest, settled
+        return digest_of(file, self._stop, self._advance), settled
 
 
 def remembered(files: Iterable[InputFile], memory: Path | None) -> dict[InputFile, str]:
@@ -139,29 +133,36 @@ def remembered(files: Iterable[InputFile], memory: Path | None) -> dict[InputFil
     return {file: known[key] for file in files if (key := file.identity.key) in known}
 
 
-def hash_file(
-    descriptor: int,
-    size: int,
-    label: str,
-    stop: threading.Event,
-    advance: Callable[[int], None] | None = None,
+def digest_of(
+    file: InputFile, stop: threading.Event | None = None, advance: Callable[[int], None] | None = None
 ) -> str:
-    """SHA-256 of the first `size` bytes of an open file, 64 lower-case digits.
+    """SHA-256 of a file that was looked at before, 64 lower-case digits.
+
+    Args:
+        file: to be read.
+        stop: set when the digest is not wanted any more: what is returned then is none.
+        advance: called with the number of bytes done.
 
     Raises:
-        InputError: it ends earlier.
+        InputError: it changed, or ends early.
     """
+    size = file.identity.size
     hasher = hashlib.sha256()
     buffer = memoryview(bytearray(min(HASH_PIECE_BYTES, size)))
-    for offset in range(0, size, HASH_PIECE_BYTES):
-        if stop.is_set():
-            break
-        piece = buffer[: min(HASH_PIECE_BYTES, size - offset)]
-        read_into(descriptor, piece, offset, label)
-        hasher.update(piece)
-        if advance is not None:
-            advance(len(piece))
-    return hasher.hexdigest()
+    descriptor = file.open()
+    try:
+        for offset in range(0, size, HASH_PIECE_BYTES):
+            if stop is not None and stop.is_set():
+                break
+            piece = buffer[: min(HASH_PIECE_BYTES, size - offset)]
+            read_into(descriptor, piece, offset, file.label)
+            hasher.update(piece)
+            if advance is not None:
+                advance(len(piece))
+        file.check_unchanged(descriptor)
+        return hasher.hexdigest()
+    finally:
+        os.close(descriptor)
 
 
 def model_digest(checkpoint: Checkpoint, digests: Mapping[InputFile, str]) -> str:
@@ -172,9 +173,14 @@ def model_digest(checkpoint: Checkpoint, digests: Mapping[InputFile, str]) -> st
     """
     if checkpoint.is_file:
         return digests[checkpoint.files[0]]
-    return folder_digest(
-        [(digests[file], file.path.relative_to(checkpoint.root).as_posix()) for file in checkpoint.files]
-    )
+    return folder_digest([(digests[file], checkpoint.inside(file)) for file in checkpoint.files])
+
+
+def known_digest(checkpoint: Checkpoint, digests: Mapping[InputFile, str]) -> str | None:
+    """The digest of a model; None unless those of all its files are known."""
+    if all(file in digests for file in checkpoint.files):
+        return model_digest(checkpoint, digests)
+    return None
 
 
 def legacy_hash(file: InputFile) -> str:

@@ -7,7 +7,7 @@ the names are Civitai's.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -68,6 +68,28 @@ def feed(blocks: Iterable[memoryview], hashers: Sequence[Hasher]) -> None:
             before = now
         for task in before:
             task.result()
+
+
+def blocks(
+    descriptor: int, begin: int, end: int, label: str, advance: Callable[[int], None]
+) -> Iterator[memoryview]:
+    """The bytes of an open file, in blocks for `feed`.
+
+    Args:
+        descriptor: of the file.
+        begin, end: positions of the first byte and of the one behind the last.
+        label: names the file in an error.
+        advance: called with the number of bytes done.
+
+    Raises:
+        InputError: it ends earlier.
+    """
+    buffers = [memoryview(bytearray(max(0, min(BLOCK_BYTES, end - begin)))) for _ in range(2)]
+    for number, at in enumerate(range(begin, end, BLOCK_BYTES)):
+        block = buffers[number % 2][: min(BLOCK_BYTES, end - at)]
+        read_into(descriptor, block, at, label)
+        yield block
+        advance(len(block))
 
 
 def auto_v1(descriptor: int, size: int, label: str) -> str:

@@ -21,12 +21,15 @@ from runner.formats.diffusers import INDEX, wanted_files
 from runner.formats.strict_json import parse_object
 
 log = logging.getLogger(__name__)
-SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")  # of models, in any case
 MAX_INDEX_BYTES = 16 << 20
 
 _PART = r"[A-Za-z0-9_][\w.-]*"
+_SLASH = "%2F"  # in a revision, as in addresses of the hub: a plain one ends it
 _NAME = re.compile(
-    rf"hf:(?P<repository>{_PART}/{_PART})(@(?P<revision>refs/pr/\d+|\w[\w.+-]*))?(/(?P<file>.+))?", re.ASCII
+    rf"hf:(?P<repository>{_PART}/{_PART})(@(?P<revision>refs/pr/\d+|\w(?:[\w.+-]|{_SLASH})*))?"
+    r"(/(?P<file>.+))?",
+    re.ASCII,
 )
 
 
@@ -55,19 +58,35 @@ def parse_name(text: str) -> HubName:
     """
     match = _NAME.fullmatch(text)
     file = match["file"] if match else None
-    strange = "\\" in text or not text.isprintable() or {"", ".", ".."} & {*(file or "x").split("/")}
+    revision = (match["revision"] if match else None) or "main"
+    parts = {*(file or "x").split("/"), *revision.split(_SLASH)}
+    strange = "\\" in text or not text.isprintable() or {"", ".", ".."} & parts
     if match is None or strange:
         raise InputError(
             f"{quote(text)}: expected hf:ORG/NAME, hf:ORG/NAME@REVISION or hf:ORG/NAME/FILE.safetensors",
             tag="HUB",
         )
-    if file and not file.endswith(SUFFIXES):
+    if file and not is_model_file(file):
+        hint = f"for a pipeline write hf:{match['repository']}"
+        if match["revision"]:
+            branch = f"{revision}/{file}".replace("/", _SLASH)
+            hint = f"a slash in the name of a branch is written {_SLASH}: hf:{match['repository']}@{branch}"
         raise InputError(
             f"{quote(text)}: a path in a repository is that of a file, {', '.join(SUFFIXES)}",
             tag="HUB",
-            hint=f"for a pipeline write hf:{match['repository']}",
+            hint=hint,
         )
-    return HubName(text, match["repository"], match["revision"] or "main", file)
+    return HubName(text, match["repository"], revision.replace(_SLASH, "/"), file)
+
+
+def is_model_file(name: str) -> bool:
+    """Whether a file is called as models are."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def revision_in_name(revision: str) -> str:
+    """A revision as it stands in the name of a model."""
+    return revision if revision.startswith("refs/pr/") else revision.replace("/", _SLASH)
 
 
 def fetch(text: str, variant: str | None, offline: bool) -> tuple[Path, str]:
@@ -97,11 +116,6 @@ def said_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
-def _cache_dir() -> str | None:
-    """HF_HUB_CACHE as it is now; None: where huggingface_hub keeps its cache."""
-    return os.environ.get("HF_HUB_CACHE") or None
-
-
 def cache_folder() -> Path:
     """Where the hub's cache is. huggingface_hub, which knows it, takes long to import.
 
@@ -118,7 +132,7 @@ def _cached(name: HubName) -> tuple[Path, str]:
     from huggingface_hub import try_to_load_from_cache
 
     file = name.file or INDEX
-    found = try_to_load_from_cache(name.repository, file, _cache_dir(), name.revision)
+    found = try_to_load_from_cache(name.repository, file, cache_folder(), name.revision)
     if not isinstance(found, str):
         raise InputError(
             f"{quote(name.text)}: {file} at revision {name.revision} is not in the hub's cache, and the hub "
@@ -151,14 +165,14 @@ def _downloaded(name: HubName, variant: str | None) -> tuple[Path, str]:
                 tag="HUB",
                 hint="for a single file write hf:ORG/NAME/FILE.safetensors",
             )
-        index = Path(hf_hub_download(name.repository, INDEX, revision=commit, cache_dir=_cache_dir()))
+        index = Path(hf_hub_download(name.repository, INDEX, revision=commit, cache_dir=cache_folder()))
         label = f"{name.text}/{INDEX}"
         components = parse_object(read_small(index, label, MAX_INDEX_BYTES), label)
         wanted = needed(list(sizes), components, variant, _error(name))
     lacking = [
         file
         for file in wanted
-        if not isinstance(try_to_load_from_cache(name.repository, file, _cache_dir(), commit), str)
+        if not isinstance(try_to_load_from_cache(name.repository, file, cache_folder(), commit), str)
     ]
     if lacking:
         gigabytes = sum(sizes[file] for file in lacking) / 1e9
@@ -169,7 +183,7 @@ def _downloaded(name: HubName, variant: str | None) -> tuple[Path, str]:
         snapshot_download(
             name.repository,
             revision=name.revision,
-            cache_dir=_cache_dir(),
+            cache_dir=cache_folder(),
             allow_patterns=[glob.escape(file) for file in wanted],
         )
     )
@@ -205,7 +219,7 @@ def _error(name: HubName) -> Callable[[str, str], InputError]:
 
 def _there_is(files: Iterable[str], wanted: str) -> str:
     """What single files there are, for a message."""
-    models = sorted(file for file in files if file.endswith(SUFFIXES) and "/" not in file)
+    models = sorted(file for file in files if is_model_file(file) and "/" not in file)
     if hint := nearest(wanted, models):
         return hint
     return f" (there are: {', '.join(models[:5])}{', ...' if len(models) > 5 else ''})" if models else ""

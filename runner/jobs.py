@@ -43,7 +43,7 @@ def run_job(settings: Settings, folder: Path, overrides: Sequence[str] = ()) -> 
     if job.name == "compare":
         return compare_job(settings)
     if job.name == "publish":
-        done = publish_run(job.run, settings.publish, settings.output_dir, settings.hub == "offline")
+        done = publish_run(job.run, settings.publish, settings.output_dir, settings.offline)
         return {"output": done.place}
     if job.name == "compose":
         from runner.ui.job import compose

@@ -10,12 +10,13 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from runner.architectures import ARCHITECTURES
+from runner.cachefile import DIGESTS
 from runner.config import Settings
-from runner.digests import InputDigests, known_digests
+from runner.digests import InputDigests
 from runner.errors import RunnerError, counted, escape
 from runner.files import InputFile
-from runner.library.headers import BROKEN, Entry, entries_of
-from runner.library.lookup import DIGESTS, HEADERS, Library
+from runner.library.headers import BROKEN, Entry, with_digest
+from runner.library.lookup import Library
 from runner.library.roots import Root
 from runner.library.walk import Found, models_in
 from runner.place import processors
@@ -31,7 +32,9 @@ _NO_TERMINAL = 100_000  # columns: what is piped has a line for each model
 def list_models(settings: Settings) -> dict[str, Any]:
     """Prints the models there are."""
     library, found, problems = _found(settings)
-    entries = _entries(found, settings)
+    entries = _entries(found, library, settings)
+    if settings.digest_memory is None:  # what is remembered is not to be trusted, and a list reads no data
+        entries = [with_digest(entry, {}) for entry in entries]
     if settings.job.json:
         say(json.dumps({"models": list(map(_record, entries)), "problems": problems}, indent=1))
     else:
@@ -45,11 +48,11 @@ def list_models(settings: Settings) -> dict[str, Any]:
 
 def find_digests(settings: Settings) -> dict[str, Any]:
     """Computes and remembers the digests of the models there are, and says which are the same."""
-    _, found, problems = _found(settings)
-    entries = [entry for entry in _entries(found, settings) if entry.facts.kind != BROKEN]
+    library, found, problems = _found(settings)
+    entries = [entry for entry in _entries(found, library, settings) if entry.facts.kind != BROKEN]
     files = list({file.identity: file for entry in entries for file in _files(entry)}.values())
     memory, trusted = settings.cache_dir / DIGESTS, settings.digests == "remember"
-    known = known_digests(memory) if trusted else {}
+    known = dict(library.digests) if trusted else {}
     left = [file for file in files if file.identity.key not in known]
     nbytes = sum(file.identity.size for file in left)
     done = 0
@@ -71,13 +74,13 @@ def find_digests(settings: Settings) -> dict[str, Any]:
         f"{counted(len(entries), 'model')}, {counted(len(files), 'file')}: {done} hashed ({size(nbytes)}), "
         f"{len(files) - len(left)} known before" + (f", {unsettled} failed" if unsettled else "")
     ]
-    lines += _same(_entries([entry.found for entry in entries], settings, known))
+    lines += _same(with_digest(entry, known) for entry in entries)
     say("\n".join([*lines, *_section("problems", problems)]))
     return {"files": len(files), "hashed": done}
 
 
 def _found(settings: Settings) -> tuple[Library, list[Found], list[str]]:
-    library = Library((settings.models_dir, *settings.model_folders), settings.cache_dir)
+    library = settings.library
     found, problems = models_in(library.roots)
     if settings.job.match is not None:
         found = [one for one in found if _matches(one, settings.job.match)]
@@ -89,10 +92,9 @@ def _matches(one: Found, pattern: str) -> bool:
     return any(fnmatchcase(text.casefold(), pattern.casefold()) for text in texts)
 
 
-def _entries(found: Sequence[Found], settings: Settings, known: dict[str, str] | None = None) -> list[Entry]:
-    digests = known_digests(settings.cache_dir / DIGESTS) if known is None else known
+def _entries(found: Sequence[Found], library: Library, settings: Settings) -> list[Entry]:
     with progress(len(found), "headers", settings.progress, "models") as advance:
-        return entries_of(found, settings.cache_dir / HEADERS, digests, advance)
+        return library.entries(found, advance)
 
 
 def _files(entry: Entry) -> Iterable[InputFile]:
@@ -141,7 +143,7 @@ def _lines(entries: Sequence[Entry], library: Library, problems: Sequence[str], 
     lines += _section("cannot be read", [entry.facts.problem or "" for entry in sorted(broken, key=_order)])
     lines += _section(
         "cannot be merged",
-        [entry.facts.problem for entry in entries if entry.facts.problem and entry not in broken],
+        [entry.facts.problem for entry in entries if entry.facts.problem and entry.facts.kind != BROKEN],
     )
     lines += _section("problems", problems)
     if not entries:

@@ -9,7 +9,7 @@ from typing import Any
 
 from runner.canonical import canonical_source
 from runner.compose import DATA_ROOT, ComposedRecipe
-from runner.digests import model_digest
+from runner.digests import known_digest
 from runner.errors import KeyPath, MismatchError, UsageError, counted, quote
 from runner.files import InputFile
 from runner.lockfile import (
@@ -151,8 +151,7 @@ def lock_here(
     sources = {}
     for model in plan.resolved.models:
         checkpoint = model.checkpoint
-        hashed = all(file in digests for file in checkpoint.files)
-        sha256 = model_digest(checkpoint, digests) if hashed else None
+        sha256 = known_digest(checkpoint, digests)
         architecture = model.architecture.name if model.architecture else None
         for source in model.sources:
             sources[_place(source.path)] = LockedSource(

@@ -22,6 +22,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from runner.architectures import Place
+from runner.architectures.configs import PREDICTION_WORDS
+from runner.architectures.left import MARKERS
 from runner.checkpoint import Layout
 from runner.errors import IncompatibleError, escape
 from runner.formats.strict_json import parse_object
@@ -43,11 +45,10 @@ from runner.prediction import (
 from runner.resolve import Resolved
 from runner.tensors import TensorSpec
 
-_MARKERS = re.compile(r"v_pred|ztsnr|edm_(mean|std)|edm_vpred\.sigma_(min|max)")
+_MARKERS = re.compile(MARKERS)
 _EMPTY = TensorSpec("F32", (0,))
 _EPSILON_STEPS = 875000
 _RESOLUTIONS = {EPSILON: "512x512", V: "768x768"}  # of Stable Diffusion 2
-_WORDS = {EPSILON: "epsilon", V: "v_prediction"}  # in the config of a scheduler
 _MAIN = ("unet", "transformer", "model")  # components of unknown architectures that predict
 
 
@@ -129,7 +130,7 @@ def with_scheduler(layout: Layout, resolved: Resolved, result: Prediction | None
     Raises:
         IncompatibleError: the scheduler is of a class made for something else.
     """
-    if result is None or SCHEDULER not in layout.texts or result.kind not in (*_WORDS, EDM):
+    if result is None or SCHEDULER not in layout.texts or result.kind not in (*PREDICTION_WORDS, EDM):
         return layout
     label = f"{resolved.carrier.label if resolved.carrier else resolved.recipe.output.name}/{SCHEDULER}"
     config = parse_object(layout.texts[SCHEDULER], label)
@@ -143,7 +144,7 @@ def with_scheduler(layout: Layout, resolved: Resolved, result: Prediction | None
     zero = says.zero_snr if result.zero_snr is None and says.kind == result.kind else bool(result.zero_snr)
     if result.edm or (says.kind, bool(says.zero_snr)) == (result.kind, bool(zero)):
         return layout
-    changed = {**config, "prediction_type": _WORDS[result.kind]}
+    changed = {**config, "prediction_type": PREDICTION_WORDS[result.kind]}
     if zero or "rescale_betas_zero_snr" in config:
         changed["rescale_betas_zero_snr"] = bool(zero)
     # Sorted and indented, as diffusers writes it.
@@ -159,7 +160,12 @@ def with_header(
     Source: Stability-AI ModelSpec 1.0.1 (prediction_type); ComfyUI calls the same predict_key.
     """
     primary = resolved.primary
-    if result is None or result.edm or result.kind not in _WORDS or "modelspec.architecture" not in metadata:
+    if (
+        result is None
+        or result.edm
+        or result.kind not in PREDICTION_WORDS
+        or "modelspec.architecture" not in metadata
+    ):
         return metadata
     said = {"modelspec.prediction_type": result.kind, "modelspec.predict_key": result.kind}
     if primary.architecture is not None and primary.architecture.name == "sd2":

@@ -87,7 +87,7 @@ class Naming:
         """
         specs = found.tensors(stored_specs)
         stored = {self.prefix + key: key for key in specs}
-        view = view_of(architecture, self.layout, {whole: specs[key] for whole, key in stored.items()})
+        view = view_of(architecture, self.layout, {name: specs[key] for name, key in stored.items()})
         tensors = {
             name: replace(made, pieces=tuple(replace(one, key=stored[one.key]) for one in made.pieces))
             for name, made in view.tensors.items()

@@ -151,10 +151,10 @@ def _input(model: Model, stands: list[str], digests: Mapping[InputFile, str]) ->
     }
     if model.revision:
         found["revision"] = model.revision
-    if checkpoint.files[0].path != checkpoint.root:
+    if not checkpoint.is_file:
         found["files"] = [
             {
-                "name": file.path.relative_to(checkpoint.root).as_posix(),
+                "name": checkpoint.inside(file),
                 "bytes": file.identity.size,
                 "sha256": digests[file],
             }

@@ -7,7 +7,7 @@ model: the tensor is code × scale, and scales and what else such files hold bes
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from runner.errors import IncompatibleError, escape, quote
@@ -19,6 +19,9 @@ _SCALE_DTYPES = ("F32", "F16", "BF16")
 _SCALE = re.compile(r"(?P<name>(?:.*[./])?)(?:scale_weight|weight_scale)", re.DOTALL)
 _BESIDE = re.compile(r"(?P<name>(?:.*[./])?)(?:scale_input|input_scale(?:_ub)?|comfy_quant)", re.DOTALL)
 _MARKER = re.compile(r"(?:.*[./])?scaled_fp8", re.DOTALL)
+
+# How nearly all keys end, and none of those above and below.
+_PLAIN = (".weight", ".bias")
 
 _OF_SCALE = "the scale of an fp8 weight, applied where the weight is read"
 _OF_INPUT = "of the arithmetic of an fp8 layer, no weight"
@@ -73,11 +76,13 @@ def quantised(label: str, specs: Mapping[str, TensorSpec]) -> Quantised:
     Raises:
         IncompatibleError: in a format that is not read, or with scales that are not understood.
     """
-    _refuse_unread(label, specs)
-    marked = any(_MARKER.fullmatch(key) for key in specs)
+    odd = [key for key in specs if not key.endswith(_PLAIN)]
+    _refuse_unread(label, specs, odd)
     scales: dict[str, str] = {}
-    beside = {key: _OF_MARKER for key in specs if _MARKER.fullmatch(key)}
-    for key, scale in specs.items():
+    beside = {key: _OF_MARKER for key in odd if _MARKER.fullmatch(key)}
+    marked = bool(beside)
+    for key in odd:
+        scale = specs[key]
         if (match := _SCALE.fullmatch(key)) and (weight := f"{match['name']}weight") in specs:
             spec = specs[weight]
             if not spec.is_fp8 and (marked or not spec.is_float):
@@ -90,7 +95,7 @@ def quantised(label: str, specs: Mapping[str, TensorSpec]) -> Quantised:
                 _check_scale(label, weight, spec, scale)
                 scales[weight], beside[key] = key, _OF_SCALE
     if scales or marked:
-        beside |= {key: _OF_INPUT for key in specs if _BESIDE.fullmatch(key)}
+        beside |= {key: _OF_INPUT for key in odd if _BESIDE.fullmatch(key)}
     return Quantised(scales, beside)
 
 
@@ -102,9 +107,9 @@ def _check_scale(label: str, weight: str, spec: TensorSpec, scale: TensorSpec) -
         raise _refused(label, f"the scale of tensor {quote(weight)}, {spec}, is {scale}: {expected}")
 
 
-def _refuse_unread(label: str, specs: Mapping[str, TensorSpec]) -> None:
-    for title, pattern in _UNREAD if any(map(_ANY_UNREAD.fullmatch, specs)) else ():
-        if found := [key for key in specs if re.fullmatch(pattern, key)]:
+def _refuse_unread(label: str, specs: Mapping[str, TensorSpec], odd: Sequence[str]) -> None:
+    for title, pattern in _UNREAD if any(map(_ANY_UNREAD.fullmatch, odd)) else ():
+        if found := [key for key in odd if re.fullmatch(pattern, key)]:
             raise _refused(label, f"quantised as {title}, which is not read (it has {quote(found[0])})")
     for key, spec in specs.items():
         if DTYPES[spec.dtype].kind == "packed" and DTYPES[spec.dtype].bits <= 8:

@@ -10,6 +10,7 @@ from typing import Any
 from runner.errors import KeyPath, Location, Problems, nearest, quote
 from runner.tensors import OUTPUT_DTYPES
 
+NAMED = ("demo:", "hf:")  # what sources begin with that are no paths
 COMPUTE_DTYPES = ("float32", "float64")
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 MAX_SEED = 2**64 - 1

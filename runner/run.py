@@ -14,7 +14,7 @@ from runner.checkpoint import CARD, RECORD, STATEMENT_SUFFIX, Layout
 from runner.compose import ComposedRecipe
 from runner.config import Settings
 from runner.describe import describe, report, report_of_earlier
-from runner.digests import InputDigests, model_digest, remembered
+from runner.digests import InputDigests, known_digest, remembered
 from runner.earlier import Finished, finished, finished_output
 from runner.errors import InputError, KeyPath, Location, MismatchError, OutputError, quote
 from runner.files import InputFile, look
@@ -92,7 +92,7 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
         text = describe(plan, placement, free, announced, signed, all_keys=settings.job.keys == "all")
         log.debug("%s", text)
         if lock is not None and settings.job.name != "lock":
-            for warning in lock.check(plan, record, remembered(plan.resolved.files, _memory(settings))):
+            for warning in lock.check(plan, record, remembered(plan.resolved.files, settings.digest_memory)):
                 record.warn(warning)
         if settings.job.name == "merge":
             if not settings.rerun:
@@ -179,7 +179,7 @@ def _announced(plan: Plan, settings: Settings, output_dir: Path) -> list[str]:
         return []
     kind = kind_of(plan.resolved.output_format, {job.place.component for job in plan.jobs})
     model = Model((output_dir / plan.layout.name), kind, {})
-    return announce(settings.publish, model, input_identities(plan.resolved), settings.hub == "offline")
+    return announce(settings.publish, model, input_identities(plan.resolved), settings.offline)
 
 
 def _signed(plan: Plan, settings: Settings) -> list[str]:
@@ -262,7 +262,7 @@ def build(
         The model under its partial name, and what it is known by.
     """
     with InputDigests(
-        plan.resolved.files, _memory(settings), placement.threads, computed=computed
+        plan.resolved.files, settings.digest_memory, placement.threads, computed=computed
     ) as digests:
         if plan.is_bound:
             check_room(plan.layout, target)
@@ -321,7 +321,7 @@ def _finished(
     Raises:
         MismatchError: it is not what the recipe or its lock says.
     """
-    memory, threads = _memory(settings), settings.threads or processors()
+    memory, threads = settings.digest_memory, settings.threads or processors()
     with record.stage("earlier"):
         found = finished(plan, record, folder, output_dir, memory, threads)
     if found is None:
@@ -357,18 +357,13 @@ def _write_lock(
     with (
         record.stage("digest"),
         progress(total, "hashing", settings.progress) as advance,
-        InputDigests(files, _memory(settings), threads, advance=advance) as digests,
+        InputDigests(files, settings.digest_memory, threads, advance=advance) as digests,
     ):
         known = digests.wait()
     check_sources(plan.resolved, known)
     record.read(plan.resolved, known)
     output = locked_output(record, finished_output(plan, record, folder, known))
     return write_lock(recipe, lock, lock_here(plan, record, known, output), settings.job.update)
-
-
-def _memory(settings: Settings) -> Path | None:
-    """The file that remembers digests; None if they are not to be trusted."""
-    return settings.cache_dir / "digests.json" if settings.digests == "remember" else None
 
 
 def write_beside(folder: Path, plan: Plan, made: Made, record: RunRecord, text: bytes) -> None:
@@ -434,9 +429,9 @@ def check_sources(resolved: Resolved, digests: Mapping[InputFile, str]) -> None:
         MismatchError: another file than the recipe gives the digest of.
     """
     for model in resolved.models:
-        if not all(file in digests for file in model.checkpoint.files):
+        found = known_digest(model.checkpoint, digests)
+        if found is None:
             continue
-        found = model_digest(model.checkpoint, digests)
         for source in model.sources:
             if source.sha256 not in (None, found):
                 raise MismatchError(

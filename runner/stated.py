@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from runner.canonical import canonical_json
 from runner.errors import InputError, is_unprintable
 from runner.formats.strict_json import parse_object
-from runner.recipe import MAX_TEXT_BYTES, SHA256
+from runner.recipe import MAX_TEXT_BYTES, NAMED, SHA256
 
 Record: TypeAlias = Mapping[str, Any]
 
@@ -115,7 +115,7 @@ def clean_text(value: object, limit: int = MAX_TEXT_BYTES) -> str:
 def clean_name(value: object) -> str:
     """The name of a file without its folders, or of a model of the hub; "" if it is none."""
     text = clean_text(value).replace("\n", " ").replace("\t", " ").strip()
-    if not text.startswith(("hf:", "demo:")):
+    if not text.startswith(NAMED):
         text = re.split(r"[\\/]", text)[-1]
     return text[:MAX_NAME]
 

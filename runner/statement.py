@@ -87,15 +87,14 @@ def _models(resolved: Resolved, inputs: Mapping[InputFile, str]) -> Iterator[dic
     """The models by where they stand in the recipe; a folder by its weight files, and by their list."""
     for model, stands in zip(resolved.models, roles(resolved), strict=True):
         checkpoint = model.checkpoint
-        single = checkpoint.files[0].path == checkpoint.root
         about: dict[str, Any] = {**canonical_source(model.sources[0]), "roles": stands}
         if model.revision and not resolved.recipe.output.hide_names:
             about["revision"] = model.revision
-        algorithm = "sha256" if single else "dirHash"
+        algorithm = "sha256" if checkpoint.is_file else "dirHash"
         digest = model_digest(checkpoint, inputs)
         yield {"name": f"model:{stands[0]}", "digest": {algorithm: digest}, "annotations": about}
-        for file in () if single else checkpoint.files:
-            name = file.path.relative_to(checkpoint.root).as_posix()
+        for file in () if checkpoint.is_file else checkpoint.files:
+            name = checkpoint.inside(file)
             yield {"name": f"model:{stands[0]}/{name}", "digest": {"sha256": inputs[file]}}
 
 

@@ -121,6 +121,16 @@ def test_on_and_off_are_words_here() -> None:
     assert parsed(progress=False).progress == "off"
 
 
+@pytest.mark.parametrize(("digests", "hub"), [("remember", "online"), ("fresh", "offline")])
+def test_what_follows_from_settings(digests: str, hub: str) -> None:
+    settings = parsed(cache_dir="/c", models_dir="/m", model_folders=["/x"], digests=digests, hub=hub)
+    assert settings.digest_memory == (Path("/c/digests.json") if digests == "remember" else None)
+    assert settings.offline == (hub == "offline")
+    library = settings.library
+    assert (library.folders, library.cache_dir) == ((Path("/m"), Path("/x")), Path("/c"))
+    assert settings.library is not library  # another job looks anew
+
+
 def test_a_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     assert parsed(models_dir="~/models").models_dir == Path("/home/me/models")

@@ -438,6 +438,52 @@ def test_a_scaled_folder_is_read_and_its_config_says_so_no_more(
     assert "quantization_config" not in json.loads((paths[0] / "unet" / "config.json").read_text())
 
 
+def test_a_scaled_unet_alone_is_read_as_in_its_folder(tmp_path: Path, cache: Path) -> None:
+    """With the names of a folder it is recognised in another way than a whole model is."""
+    unet = load_file(next((demo_model("photo", cache) / "unet").glob("*.safetensors")))
+    for name, tensors in zip(("fp8", "wide"), in_fp8(unet, by_row=True), strict=True):
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    plan = planned(copy("fp8"), tmp_path)
+    assert plan.resolved.primary.title == "Stable Diffusion 1.x"
+    assert not [key for key in plan.resolved.primary.view.tensors if "scale_weight" in key]
+    results = [
+        merged(copy(name, output={"dtype": "float32"}), tmp_path, tmp_path / f"out_{name}")
+        for name in ("fp8", "wide")
+    ]
+    assert equal(*results)
+
+
+@pytest.mark.parametrize("form", ["a whole single file", "a whole folder", "alone"])
+def test_a_component_taken_from_a_scaled_model_is_scaled(form: str, tmp_path: Path, cache: Path) -> None:
+    photo = demo_model("photo", cache)
+    for number, name in enumerate(("fp8", "wide")):
+        if form == "a whole single file":
+            tensors = as_single_file("sd1", read(photo))
+            save_file(in_fp8(tensors, by_row=True)[number], tmp_path / f"{name}.safetensors")
+        elif form == "alone":
+            tensors = load_file(photo / "text_encoder" / "model.safetensors")
+            save_file(in_fp8(tensors, by_row=True)[number], tmp_path / f"{name}.safetensors")
+        else:
+            shutil.copytree(photo, tmp_path / name)
+            file = tmp_path / name / "text_encoder" / "model.safetensors"
+            save_file(in_fp8(load_file(file), by_row=True)[number], file)
+    suffix = "" if form == "a whole folder" else ".safetensors"
+    results = []
+    for name in ("fp8", "wide"):
+        tree = copy(output={"dtype": "float32"}, components={"text_encoder": name + suffix})
+        tree["models"] = {"a": str(photo), "b": str(photo)}
+        results.append(read(merge(tree, tmp_path, tmp_path / f"out_{name}")[0]))
+    assert equal(*results)
+
+
+def test_a_unet_alone_in_a_format_that_is_not_read_is_refused(tmp_path: Path, cache: Path) -> None:
+    unet = load_file(next((demo_model("photo", cache) / "unet").glob("*.safetensors")))
+    key = next(key for key in unet if key.endswith("attn1.to_q.weight"))
+    save_file({**unet, f"{key}.absmax": torch.ones(3)}, tmp_path / "a.safetensors")
+    with pytest.raises(IncompatibleError, match="quantised as NF4 or FP4 of bitsandbytes"):
+        planned(copy(), tmp_path)
+
+
 @pytest.mark.parametrize("by_row", [False, True], ids=["one scale", "a scale for each row"])
 def test_the_rows_of_a_fused_layer_take_their_scales_along(by_row: bool, tmp_path: Path) -> None:
     """FLUX stores query, key and value as one tensor, a folder as three."""

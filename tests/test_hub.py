@@ -68,6 +68,10 @@ def tree(source: Any, **more: Any) -> dict[str, Any]:
         (f"hf:org/name@{COMMIT}", "org/name", COMMIT, None),
         ("hf:org/name@refs/pr/12", "org/name", "refs/pr/12", None),
         ("hf:org/name@refs/pr/12/x.safetensors", "org/name", "refs/pr/12", "x.safetensors"),
+        ("hf:org/name@feature%2Fx", "org/name", "feature/x", None),
+        ("hf:org/name@feature%2Fx/y/z.safetensors", "org/name", "feature/x", "y/z.safetensors"),
+        ("hf:org/name/x.sft", "org/name", "main", "x.sft"),
+        ("hf:org/name/X.SAFETENSORS", "org/name", "main", "X.SAFETENSORS"),
         ("hf:o-r.g/n_a.me/x.safetensors", "o-r.g/n_a.me", "main", "x.safetensors"),
         ("hf:org/name@main/sub/x y.safetensors", "org/name", "main", "sub/x y.safetensors"),
         ("hf:org/name/x@2.ckpt", "org/name", "main", "x@2.ckpt"),
@@ -86,6 +90,7 @@ def test_a_name_says_repository_revision_and_file(
         *("hf:", "hf:name", "hf:/name", "hf:org/", "hf:org/name@", "hf:org/name/", "hf:../name", "hf:org/.."),
         *("hf:org/name@..", "hf:org/name/../x.safetensors", "hf:org/name//x.safetensors", "hf:org/na me"),
         *("hf:org/name/./x.safetensors", "hf:org/name/a\\x.safetensors", "hf:org/name/\nx.safetensors"),
+        *("hf:org/name@a%2F..%2Fb", "hf:org/name@a%2F", "hf:org/name@%2Fa"),
         *("hf:org/name/unet", "hf:org/name/x.py", "hf:org/name/x.gguf"),
     ],
 )
@@ -145,6 +150,31 @@ def test_a_revision_is_a_branch_a_tag_a_pull_request_or_a_commit(hub: Path, tmp_
     expected = {"": COMMIT, "@main": COMMIT, "@v1.0": OTHER, "@refs/pr/3": OTHER, f"@{OTHER}": OTHER}
     for said, commit in expected.items():
         assert fetch(f"{NAME}{said}/x.safetensors", None, offline=True)[1] == commit
+
+
+def test_a_branch_with_a_slash_is_written_as_the_hubs_addresses_write_it(hub: Path, tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    write_models(tmp_path / "files", x=1)
+    (hub / "models--someone--a-model" / "refs" / "feature").mkdir(parents=True)
+    keep(hub, tmp_path / "files", OTHER, "feature/x")
+    assert fetch(f"{NAME}@feature%2Fx/x.safetensors", None, offline=True)[1] == OTHER
+    with pytest.raises(InputError) as caught:
+        fetch(f"{NAME}@feature/x", None, offline=True)
+    assert caught.value.hint == f"a slash in the name of a branch is written %2F: {NAME}@feature%2Fx"
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"])
+@pytest.mark.parametrize("place", ["~/hub", "$ELSEWHERE/hub"])
+def test_a_cache_can_be_said_from_the_home_folder_or_a_variable(
+    variable: str, place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    for name, value in {variable: place, "HOME": str(tmp_path), "ELSEWHERE": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "files").mkdir()
+    write_models(tmp_path / "files", x=1)
+    keep(tmp_path / "hub", tmp_path / "files")
+    assert fetch(f"{NAME}/x.safetensors", None, offline=True)[1] == COMMIT
 
 
 @pytest.mark.parametrize("said", ["", "@v9", f"@{OTHER}", "/other.safetensors", "@v9/x.safetensors"])

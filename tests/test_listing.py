@@ -32,9 +32,9 @@ def models(tmp_path: Path, cache: Path) -> Path:
     return folder
 
 
-def listed(folder: Path, capsys: pytest.CaptureFixture[str], **job: Any) -> str:
+def listed(folder: Path, capsys: pytest.CaptureFixture[str], digests: str = "remember", **job: Any) -> str:
     cache = folder.parent / "cache"
-    list_models(settings(folder, job=Job("models", **job), cache_dir=cache))
+    list_models(settings(folder, job=Job("models", **job), cache_dir=cache, digests=digests))
     return capsys.readouterr().out
 
 
@@ -132,6 +132,17 @@ def test_files_are_hashed_once_and_what_is_the_same_is_said(
     assert hashed(models, capsys).splitlines()[0] == "4 models, 6 files: 0 hashed (0 B), 6 known before"
     assert "6 hashed" in hashed(models, capsys, digests="fresh")
     assert "1 hashed" in hashed(models, capsys, digests="fresh", match="any*")
+
+
+def test_a_list_shows_no_remembered_digest_if_none_is_trusted(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hashed(models, capsys)
+    sha256 = digest(models / "style.safetensors")
+    assert sha256[:10] in listed(models, capsys)
+    assert sha256[:10] not in listed(models, capsys, digests="fresh")
+    fresh = json.loads(listed(models, capsys, digests="fresh", json=True))
+    assert [entry["sha256"] for entry in fresh["models"]] == [None] * 4
 
 
 def test_the_jobs_run_from_the_command_line_without_torch(models: Path, tmp_path: Path) -> None:

@@ -291,6 +291,10 @@ _BETAS = {
 }
 
 
+# What a model predicts → how configs of schedulers say it.
+PREDICTION_WORDS = {"epsilon": "epsilon", "v": "v_prediction"}
+
+
 def _sd_scheduler(prediction: str, zero: bool, specs: Specs) -> Config | None:
     common = {**VERSION, **_BETAS, "set_alpha_to_one": False}
     if prediction == "epsilon" and not zero:
@@ -300,17 +304,17 @@ def _sd_scheduler(prediction: str, zero: bool, specs: Specs) -> Config | None:
             "skip_prk_steps": True,
             "prediction_type": "epsilon",
         }
-    if prediction not in ("epsilon", "v"):
+    if prediction not in PREDICTION_WORDS:
         return None
-    word = {"epsilon": "epsilon", "v": "v_prediction"}[prediction]
+    word = PREDICTION_WORDS[prediction]
     config = {"_class_name": "DDIMScheduler", **common, "clip_sample": False, "prediction_type": word}
     return config | (_ZERO_SNR if zero else {})
 
 
 def _xl_scheduler(prediction: str, zero: bool, specs: Specs) -> Config | None:
-    if prediction not in ("epsilon", "v"):
+    if prediction not in PREDICTION_WORDS:
         return None
-    word = {"epsilon": "epsilon", "v": "v_prediction"}[prediction]
+    word = PREDICTION_WORDS[prediction]
     config = {"_class_name": "EulerDiscreteScheduler", **VERSION, **_BETAS, "prediction_type": word}
     return config | (_ZERO_SNR if zero else {"timestep_spacing": "leading"})
 

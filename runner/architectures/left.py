@@ -33,6 +33,8 @@ class Left:
     why: str
 
 
+# Empty tensors of single files that say what the model predicts.
+MARKERS = r"v_pred|ztsnr|edm_(mean|std)|edm_vpred\.sigma_(min|max)"
 _SCHEDULE = (
     r"(betas|alphas_cumprod(_prev)?|(sqrt|sqrt_one_minus|log_one_minus|sqrt_recip|sqrt_recipm1)_alphas_cumprod"
     r"|posterior_(variance|log_variance_clipped|mean_coef[12])|lvlb_weights|logvar|denoiser\.sigmas)"
@@ -59,7 +61,7 @@ _PATTERNS: dict[str, tuple[tuple[Kind, str], ...]] = {
         (Kind.SCHEDULE, _SCHEDULE),
         (Kind.POSITION_IDS, rf"{_TEXT}transformer\.(text_model\.)?embeddings\.position_ids"),
         (Kind.LOGIT_SCALE, rf"{_TEXT}((model|transformer)\.)?logit_scale"),
-        (Kind.MARKER, r"v_pred|ztsnr|edm_(mean|std)|edm_vpred\.sigma_(min|max)|global_step"),
+        (Kind.MARKER, rf"{MARKERS}|global_step"),
         (Kind.UNUSED, _LAST_OF_SD2),
         (Kind.UNUSED, rf"{_TEXT}transformer\.text_projection(\.weight)?"),
     ),

@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ MAX_KEY_BYTES = 512
 MAX_BITS = 1 << 63
 CONTENT_HASH = "modelspec.hash_sha256"  # SHA-256 of all bytes behind the header
 _UNKNOWN = "0x" + 64 * "0"
+_WHOLE = frozenset((int,))  # types of whole numbers: not bool, which is one of its own
+_FIELDS = {"dtype", "shape", "data_offsets"}  # of a tensor in the header
 
 _RENAME = "its name is wrong: call it .ckpt if that is what you expect it to be"
 # What a file that is no safetensors file begins with, and what it is.
@@ -160,12 +163,33 @@ def _tensors(entries: dict[str, Any], start: int, size: int, label: str) -> dict
     if len(entries) > MAX_TENSORS:
         raise _malformed(label, f"{len(entries)} tensors (at most {MAX_TENSORS} are read)")
     tensors = []
+    known: dict[tuple[str, tuple[int, ...]], tuple[TensorSpec, int | None]] = {}
     for key, entry in entries.items():
-        if not 0 < len(key.encode()) <= MAX_KEY_BYTES or not key.isprintable():
+        if not key.isprintable() or not 0 < len(key.encode()) <= MAX_KEY_BYTES:
             raise _malformed(label, f"tensor name {quote(key)}: empty, too long, or with control characters")
-        spec, begin, end = _entry(entry, f"tensor {quote(key)}", label)
+        if not isinstance(entry, dict) or entry.keys() != _FIELDS:
+            raise _wrong(label, key, "expected exactly dtype, shape and data_offsets")
+        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not isinstance(dtype, str) or dtype not in DTYPES:
+            raise _wrong(label, key, f"unknown dtype {quote(dtype)}")
+        if not _are_natural(shape) or len(shape) > MAX_DIMENSIONS:
+            raise _wrong(label, key, f"shape {quote(shape)} is not a list of at most 64 sizes")
+        if not _are_natural(offsets) or len(offsets) != 2:
+            raise _wrong(label, key, f"data_offsets {quote(offsets)} are not two positions")
+        of = dtype, tuple(shape)
+        if of not in known:  # a model has few shapes
+            bits = DTYPES[dtype].bits
+            if math.prod(size for size in shape if size) * bits >= MAX_BITS:
+                raise _wrong(label, key, f"shape {quote(shape)} is absurd")
+            spec = TensorSpec(*of)
+            known[of] = spec, None if spec.elements * bits % 8 else spec.nbytes
+        spec, nbytes = known[of]
+        begin, end = offsets
+        if end - begin != nbytes:
+            given = f"data_offsets give {end - begin}"
+            raise _wrong(label, key, f"{spec} takes {spec.nbytes} bytes, {given}")
         tensors.append((begin, end, key, spec))
-    tensors.sort(key=lambda tensor: tensor[:2])
+    tensors.sort(key=itemgetter(0, 1))
     at = 0
     for begin, end, key, _ in tensors:
         if begin != at:
@@ -180,28 +204,15 @@ def _tensors(entries: dict[str, Any], start: int, size: int, label: str) -> dict
     return {key: (start + begin, spec) for begin, _, key, spec in tensors}
 
 
-def _entry(entry: Any, what: str, label: str) -> tuple[TensorSpec, int, int]:
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise _malformed(label, f"{what}: expected exactly dtype, shape and data_offsets")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise _malformed(label, f"{what}: unknown dtype {quote(dtype)}")
-    if not isinstance(shape, list) or not all(map(_is_natural, shape)) or len(shape) > MAX_DIMENSIONS:
-        raise _malformed(label, f"{what}: shape {quote(shape)} is not a list of at most 64 sizes")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_natural, offsets)):
-        raise _malformed(label, f"{what}: data_offsets {quote(offsets)} are not two positions")
-    bits = math.prod(size for size in shape if size) * DTYPES[dtype].bits
-    if bits >= MAX_BITS:
-        raise _malformed(label, f"{what}: shape {quote(shape)} is absurd")
-    spec = TensorSpec(dtype, tuple(shape))
-    begin, end = offsets
-    if (spec.elements * DTYPES[dtype].bits) % 8 or end - begin != spec.nbytes:
-        raise _malformed(label, f"{what}: {spec} takes {spec.nbytes} bytes, data_offsets give {end - begin}")
-    return spec, begin, end
+def _are_natural(values: object) -> bool:
+    """Whether these are a list of whole numbers from 0 on; true is none."""
+    if not isinstance(values, list) or not _WHOLE.issuperset(map(type, values)):
+        return False
+    return not values or min(values) >= 0
 
 
-def _is_natural(value: object) -> bool:
-    return type(value) is int and value >= 0
+def _wrong(label: str, key: str, reason: str) -> InputError:
+    return _malformed(label, f"tensor {quote(key)}: {reason}")
 
 
 def _malformed(label: str, reason: str) -> InputError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import Counter
 from typing import Any
 
@@ -12,7 +11,6 @@ from runner.errors import InputError, escape, quote
 
 MAX_DEPTH = 32
 MAX_DIGITS = 400  # of one number: Python refuses integers of more than 4300 with an error of its own
-_LONG = re.compile(rf"[0-9]{{{MAX_DIGITS + 1}}}")
 
 
 def parse_object(content: bytes, label: str) -> dict[str, Any]:
@@ -57,12 +55,13 @@ def parse_object(content: bytes, label: str) -> dict[str, Any]:
         raise refuse(f"not UTF-8 at byte {error.start}") from error
     if _depth(text) > MAX_DEPTH:
         raise refuse(f"nested more than {MAX_DEPTH} deep")
+    long = b"0" * (MAX_DIGITS + 1) in content.translate(_DIGITS)
     try:
         value = json.loads(
             text,
             object_pairs_hook=pairs,
             parse_float=number,
-            parse_int=integer if _LONG.search(text) else None,  # a function of Python's for each is slow
+            parse_int=integer if long else None,  # a function of Python's for each is slow
             parse_constant=constant,
         )
     except json.JSONDecodeError as error:
@@ -70,27 +69,29 @@ def parse_object(content: bytes, label: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise refuse(f"expected a JSON object, found {type(value).__name__}")
     # A lone surrogate cannot be written as UTF-8, so it would fail later, far from its file.
-    if "\\ud" in text.lower() and _has_surrogate(value):
+    if ("\\ud" in text or "\\uD" in text) and _has_surrogate(value):
         raise refuse("a lone surrogate in a string")
     return value
 
 
-# Strings and all else but brackets. Possessive, and content with a string without end: one pass whatever the
-# text is.
-_NO_BRACKETS = re.compile(r'(?:"(?:[^"\\]|\\.)*+"?|[^"\[\]{}])++', re.DOTALL)
-_PAIR = re.compile(r"\[\]|\{\}")
+_BRACKETS = b"[]{}"
+_NO_BRACKETS = bytes(byte for byte in range(256) if byte not in _BRACKETS)
+_DIGITS = bytes(b"0"[0] if byte in b"0123456789" else b" "[0] for byte in range(256))
 
 
 def _depth(text: str) -> int:
-    """How deep brackets nest, without recursion: as many times as the innermost pairs can be taken out."""
-    left = brackets = _NO_BRACKETS.sub("", text)
-    for depth in range(MAX_DEPTH + 1):
+    """How deep brackets nest, without recursion, in text that may be no JSON."""
+    if "\\" in text:  # what is escaped ends no string
+        text = text.replace("\\\\", "").replace('\\"', "")
+    outside = "".join(text.split('"')[::2])
+    left = brackets = outside.encode().translate(None, _NO_BRACKETS)
+    for taken in range(MAX_DEPTH + 1):  # each time all innermost pairs of a kind, so at most one level
         if not left:
-            return depth
-        left = _PAIR.sub("", left)
-    deepest = depth = 0  # too deep, or no JSON: counted one by one
+            return taken
+        left = left.replace(b"[]", b"") if taken % 2 == 0 else left.replace(b"{}", b"")
+    deepest = depth = 0  # deeper, or no JSON: counted one by one
     for bracket in brackets:
-        depth += 1 if bracket in "[{" else -1
+        depth += 1 if bracket in b"[{" else -1
         deepest = max(deepest, depth)
     return deepest
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from blake3 import blake3
 
 from runner.checkpoint import Checkpoint
-from runner.digests import InputDigests, legacy_hash, model_digest, remembered
+from runner.digests import InputDigests, known_digest, legacy_hash, remembered
 from runner.files import InputFile, read_into
-from runner.hashes import BLOCK_BYTES, FileHashes, feed
+from runner.hashes import FileHashes, blocks, feed
 
 
 def known_hashes(checkpoint: Checkpoint, memory: Path | None) -> dict[InputFile, FileHashes]:
@@ -44,7 +44,7 @@ def computed_hashes(
 def whole_digest(checkpoint: Checkpoint, hashes: Mapping[InputFile, FileHashes]) -> str | None:
     """The digest of the model, as recipes state it; None unless all of its files' are known."""
     known = {file: found.sha256 for file, found in hashes.items() if found.sha256}
-    return model_digest(checkpoint, known) if len(known) == len(checkpoint.files) else None
+    return known_digest(checkpoint, known)
 
 
 def _read(file: InputFile, advance: Callable[[int], None]) -> tuple[str | None, str]:
@@ -57,22 +57,11 @@ def _read(file: InputFile, advance: Callable[[int], None]) -> tuple[str | None, 
         headed = begin <= file.identity.size  # the first bytes of a pickle are no length of a header
         content, whole = hashlib.sha256(), blake3()
         if headed:
-            feed(_blocks(file, descriptor, 0, begin, advance), (whole,))
-            feed(_blocks(file, descriptor, begin, file.identity.size, advance), (content, whole))
+            feed(blocks(descriptor, 0, begin, file.label, advance), (whole,))
+            feed(blocks(descriptor, begin, file.identity.size, file.label, advance), (content, whole))
         else:
-            feed(_blocks(file, descriptor, 0, file.identity.size, advance), (whole,))
+            feed(blocks(descriptor, 0, file.identity.size, file.label, advance), (whole,))
         file.check_unchanged(descriptor)
         return (content.hexdigest() if headed else None), whole.hexdigest()
     finally:
         os.close(descriptor)
-
-
-def _blocks(
-    file: InputFile, descriptor: int, begin: int, end: int, advance: Callable[[int], None]
-) -> Iterator[memoryview]:
-    buffers = [memoryview(bytearray(min(BLOCK_BYTES, end - begin))) for _ in range(2)]
-    for number, at in enumerate(range(begin, end, BLOCK_BYTES)):
-        block = buffers[number % 2][: min(BLOCK_BYTES, end - at)]
-        read_into(descriptor, block, at, file.label)
-        yield block
-        advance(len(block))

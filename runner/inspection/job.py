@@ -12,7 +12,6 @@ from runner.inspection.comparison import compare, comparison_lines
 from runner.inspection.hashes import computed_hashes, known_hashes, whole_digest
 from runner.inspection.metadata import metadata_lines
 from runner.inspection.model import facts, hash_lines, model_sections
-from runner.library.lookup import Library
 from runner.progress import progress, say
 from runner.recipe import Source
 from runner.resolve import Model, open_model
@@ -37,12 +36,11 @@ def inspect(settings: Settings) -> dict[str, Any]:
     if job.other is not None:
         return _compare(model, _open(job.other, settings), settings)
     checkpoint = model.checkpoint
-    memory = _memory(settings)
     if job.hashes:
         with progress(checkpoint.nbytes, "hashes", settings.progress) as advance:
-            hashes = computed_hashes(checkpoint, memory, settings.threads or 1, advance)
+            hashes = computed_hashes(checkpoint, settings.digest_memory, settings.threads or 1, advance)
     else:
-        hashes = known_hashes(checkpoint, memory)
+        hashes = known_hashes(checkpoint, settings.digest_memory)
     known = facts(model)
     sections = model_sections(model, all_keys=job.keys == "all")
     sections.append(("hashes", hash_lines(checkpoint, hashes)))
@@ -53,13 +51,8 @@ def inspect(settings: Settings) -> dict[str, Any]:
 
 def _open(path: Path, settings: Settings) -> Model:
     # A path on the command line starts at the current folder, as the shell completes it.
-    library = Library((settings.models_dir, *settings.model_folders), settings.cache_dir)
     source = Source(str(path), variant=settings.job.variant)
-    return open_model(source, Path(), library, settings.hub == "offline")
-
-
-def _memory(settings: Settings) -> Path | None:
-    return settings.cache_dir / "digests.json" if settings.digests == "remember" else None
+    return open_model(source, Path(), settings.library, settings.offline)
 
 
 def _compare(first: Model, second: Model, settings: Settings) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def _files(checkpoint: Checkpoint) -> list[str]:
     """The weight files of the components of a folder, and those beside them that were not read."""
     read: dict[str, list[str]] = {}
     for file in checkpoint.files:
-        folder, _, name = file.path.relative_to(checkpoint.root).as_posix().rpartition("/")
+        folder, _, name = checkpoint.inside(file).rpartition("/")
         read.setdefault(folder, []).append(name)
     rows = [["component", "read", "not read"]]
     for folder, names in sorted(read.items()):
@@ -151,7 +151,7 @@ def hash_lines(checkpoint: Checkpoint, hashes: Mapping[InputFile, FileHashes]) -
     if not checkpoint.is_file:
         rows = [["file", "sha256", "AutoV3"]]
         for file, one in hashes.items():
-            name = file.path.relative_to(checkpoint.root).as_posix()
+            name = checkpoint.inside(file)
             rows.append([escape(name), one.sha256 or "–", one.auto_v3 or "–"])
         lines = table(rows)
         if whole := whole_digest(checkpoint, hashes):

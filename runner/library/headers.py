@@ -118,7 +118,7 @@ def facts_of(checkpoint: Checkpoint) -> Facts:
         format=_format(checkpoint),
         dtypes=tuple(sorted(sizes, key=lambda dtype: (-sizes[dtype], dtype))),
         nbytes=checkpoint.nbytes,
-        files=_files(checkpoint),
+        files=tuple(map(checkpoint.inside, checkpoint.files)),
     )
     try:
         if kind != "lora":
@@ -145,12 +145,6 @@ def _format(checkpoint: Checkpoint) -> str:
     if "pickle" in (checkpoint.title or ""):
         return "pickle"
     return "safetensors" if checkpoint.format == "checkpoint" else checkpoint.format
-
-
-def _files(checkpoint: Checkpoint) -> tuple[str, ...]:
-    if checkpoint.files[0].path == checkpoint.root:
-        return ("",)
-    return tuple(file.path.relative_to(checkpoint.root).as_posix() for file in checkpoint.files)
 
 
 def look_at(found: Found) -> dict[str, Identity]:
@@ -230,10 +224,20 @@ def remembered(found: Found, memory: Mapping[str, Facts], digests: Mapping[str, 
 
 def _entry(found: Found, facts: Facts, files: Mapping[str, Identity], digests: Mapping[str, str]) -> Entry:
     weights = {name: files[name] for name in facts.files if name in files}
-    known = [(digests[one.key], name) for name, one in weights.items() if one.key in digests]
-    if len(known) < len(facts.files) or not known:
-        return Entry(found, facts, weights, None)
-    return Entry(found, facts, weights, folder_digest(known) if found.folder else known[0][0])
+    return with_digest(Entry(found, facts, weights, None), digests)
+
+
+def with_digest(entry: Entry, digests: Mapping[str, str]) -> Entry:
+    """The same model with its digest, which is known if those of all its weight files are.
+
+    Args:
+        entry: the model.
+        digests: of files, by Identity.key.
+    """
+    known = [(digests[one.key], name) for name, one in entry.weights.items() if one.key in digests]
+    if len(known) < len(entry.facts.files) or not known:
+        return replace(entry, sha256=None)
+    return replace(entry, sha256=folder_digest(known) if entry.found.folder else known[0][0])
 
 
 def known_facts(memory: Path | None) -> dict[str, Facts]:

@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+from runner.cachefile import DIGESTS, HEADERS
 from runner.digests import known_digests
 from runner.errors import InputError, escape, nearest, quote
 from runner.hub import cache_folder
-from runner.library.headers import known_facts, look_at, remembered
+from runner.library.headers import Entry, Facts, entries_of, known_facts, look_at, remembered
 from runner.library.roots import Root, roots_of
 from runner.library.walk import Found, models_in
 
-DIGESTS, HEADERS = "digests.json", "headers.json"  # in the user's cache
 _SHOWN = 5  # candidates in a message
 
 
 @dataclass(frozen=True)
 class Library:
-    """The places a model is looked for in if its path leads nowhere.
+    """The places a model is looked for in if its path leads nowhere; what is in them is read once.
 
     Attributes:
         folders: of models, and roots of programs that keep models; the first is models_dir.
@@ -42,6 +42,27 @@ class Library:
     def found(self) -> list[Found]:
         """Everything in them that looks like a model."""
         return models_in(self.roots)[0]
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """The digests that are remembered, by Identity.key."""
+        return known_digests(self.cache_dir / DIGESTS)
+
+    @cached_property
+    def facts(self) -> dict[str, Facts]:
+        """The headers that are remembered, by what they are remembered by."""
+        return known_facts(self.cache_dir / HEADERS)
+
+    def entries(
+        self, found: Sequence[Found], advance: Callable[[int], None] = lambda count: None
+    ) -> list[Entry]:
+        """What models are, as far as headers and remembered digests tell; what was not known is remembered.
+
+        Args:
+            found: the models.
+            advance: called with the number of models that were looked at, when one of them had to be read.
+        """
+        return entries_of(found, self.cache_dir / HEADERS, self.digests, advance)
 
     def by_name(self, text: str) -> Found | None:
         """The one model of a name; None if there is none.
@@ -70,16 +91,13 @@ class Library:
 
     def by_digest(self, sha256: str) -> Found | None:
         """A model of a digest, as far as digests are remembered; None if there is none."""
-        digests = known_digests(self.cache_dir / DIGESTS)
-        files = {key for key, digest in digests.items() if digest == sha256}
-        facts = None
-        for one in self.found if digests else ():
+        files = {key for key, digest in self.digests.items() if digest == sha256}
+        for one in self.found if self.digests else ():
             if not one.folder:
                 if files and any(identity.key in files for identity in look_at(one).values()):
                     return one
                 continue
-            facts = known_facts(self.cache_dir / HEADERS) if facts is None else facts
-            entry = remembered(one, facts, digests)
+            entry = remembered(one, self.facts, self.digests)
             if entry is not None and entry.sha256 == sha256:
                 return one
         return None

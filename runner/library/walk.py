@@ -10,9 +10,9 @@ from pathlib import Path
 
 from runner.errors import escape
 from runner.formats.diffusers import INDEX, is_model_folder, is_shard
+from runner.hub import is_model_file, revision_in_name
 from runner.library.roots import Root
 
-SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
 MAX_DEPTH = 16
 MAX_ENTRIES = 1_000_000  # of one root: where there are more, it is no folder of models
 _COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
@@ -102,7 +102,7 @@ class Walk:
                 is_folder = False
             if is_folder:
                 below.append(Path(entry.path))
-            elif entry.name.lower().endswith(SUFFIXES) and not is_shard(entry.name):
+            elif is_model_file(entry.name) and not is_shard(entry.name):
                 self._add(Path(entry.path), folder=False)
         for path in below:
             self._folder(path, depth + 1)
@@ -118,8 +118,8 @@ class Walk:
                 if not _COMMIT.fullmatch(snapshot.name):
                     continue
                 revision = commits.get(snapshot.name, snapshot.name)
-                name = f"hf:{match['owner']}/{match['name']}"
-                self._snapshot(snapshot, name if revision == "main" else f"{name}@{revision}")
+                at = "" if revision == "main" else f"@{revision_in_name(revision)}"
+                self._snapshot(snapshot, f"hf:{match['owner']}/{match['name']}{at}")
 
     def _snapshot(self, snapshot: Path, name: str) -> None:
         before = len(self.found)
@@ -131,7 +131,7 @@ class Walk:
             self.found[at] = Found(called, one.path, one.inside, one.root, one.folder)
         if self.found[before:] and self.found[before].path == snapshot:  # single files beside the pipeline
             for path in sorted(snapshot.iterdir()):
-                if path.name.lower().endswith(SUFFIXES) and not is_shard(path.name) and not path.is_dir():
+                if is_model_file(path.name) and not is_shard(path.name) and not path.is_dir():
                     self.found.append(
                         Found(f"{name}/{path.name}", path, self._inside(path), self.root, folder=False)
                     )

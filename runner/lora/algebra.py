@@ -6,6 +6,7 @@ loha.py, lokr.py, full.py and norms.py; huggingface/peft, tuners/lora, loha and 
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -78,6 +79,7 @@ BIASES = ("diff_b", "b_norm")
 MAGNITUDES = ("dora_scale", "magnitude_vector")
 
 
+@functools.lru_cache(maxsize=1 << 14)  # the same names stand in file after file
 def role_of(key: str) -> tuple[str, str] | None:
     """The name of the module a key belongs to, and its role there; None if it is no key of an adapter."""
     match = _KEY.search(key, max(len(key) - _LONGEST, 1))

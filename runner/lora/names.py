@@ -84,6 +84,7 @@ _OLDER = {".to_out.0": ".to_out"} | {
 _TEXT_MODEL = "text_model."
 
 
+@functools.lru_cache(maxsize=1 << 14)  # the same names stand in file after file
 def dialect_of(name: str) -> Dialect:
     """Whose way of naming modules this is, from the name alone."""
     if _UNDERSCORED.fullmatch(name):

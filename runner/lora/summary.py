@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -142,10 +143,10 @@ def _changed(architecture: Architecture | None, name: str, bias: bool) -> tuple[
 
 def _architectures(names: set[str], specs: Specs) -> tuple[str, ...]:
     """The architectures that have most of the modules, the likelier first."""
-    found = {
-        architecture.name: sum(find_module(architecture, name) is not None for name in names)
-        for architecture in ARCHITECTURES.values()
-    }
+    found = dict.fromkeys(ARCHITECTURES, 0)
+    for name in names:
+        for having in _having(name):
+            found[having] += 1
     most = max(found.values())
     if not most:
         return ()
@@ -153,6 +154,12 @@ def _architectures(names: set[str], specs: Specs) -> tuple[str, ...]:
     width = _text_width(specs)
     fitting = [name for name in best if _WIDTHS.get(name) in (None, width)]
     return tuple(fitting if width and fitting else best)
+
+
+@functools.lru_cache(maxsize=1 << 14)  # the same names stand in file after file
+def _having(name: str) -> tuple[str, ...]:
+    """Names of the architectures that have a module of this name."""
+    return tuple(found.name for found in ARCHITECTURES.values() if find_module(found, name) is not None)
 
 
 # How wide the text is that attention reads.

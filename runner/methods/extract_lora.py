@@ -9,13 +9,11 @@ from runner.methods.factors import Factors, Shape, sides
 from runner.methods.lowrank import extract, rank_of_energy
 from runner.methods.random import Random
 from runner.methods.registry import Over, Range, Weight, method
-from runner.methods.subspace import wide_matrix
+from runner.methods.subspace import OVERSAMPLING, wide_matrix
 from runner.methods.tiles import Tiles
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-OVERSAMPLING = 8  # columns beyond the rank in which the randomized solver looks for it
 
 
 def _rank(shape: Shape, of: Sequence[int], rank: float, conv_rank: float, **_: object) -> int:

@@ -71,7 +71,6 @@ def extract(
     change: Tensor,
     *,
     rank: int | None = None,
-    energy: float | None = None,
     start: Tensor | None = None,
     iterations: int = 0,
 ) -> LowRank:
@@ -80,14 +79,13 @@ def extract(
     Args:
         change: a matrix in float64, or the weight of a convolution: then its rows.
         rank: at most this one.
-        energy: at least this share of the sum of the squared singular values.
         start: random columns as long as the matrix' shorter side, more than the rank: the directions are
             looked for among their images alone. None: all are found.
         iterations: how often the images are multiplied by the matrix and its transpose again.
     """
     matrix = change.reshape(change.shape[0], -1)
-    squares, directions, total = _directions(matrix, start, iterations)
-    count = max(1, _count(squares, total, rank, energy))
+    squares, directions, _ = _directions(matrix, start, iterations)
+    count = max(1, _above_rounding(squares, rank))
     kept = squares[:count].clamp_min(0)
     # Half of each value in both factors, so that neither is small in 16 bits.
     roots = kept.sqrt().sqrt()
@@ -101,7 +99,7 @@ def extract(
 def rank_of_energy(
     change: Tensor, energy: float, rank: int, *, start: Tensor | None = None, iterations: int = 0
 ) -> int:
-    """The rank that `extract` gives a change for an energy; 0 if the change is none.
+    """The least rank whose share of the squared singular values is an energy; 0 if the change is none.
 
     Args:
         change: as there.
@@ -117,7 +115,12 @@ def rank_of_energy(
         squares, total = torch.linalg.eigvalsh(gram).flip(0), float(gram.trace())
     else:
         squares, _, total = _directions(matrix, start, iterations)
-    return _count(squares, total, rank, energy)
+    count = _above_rounding(squares, rank)
+    if total > 0:
+        # The rank is the first whose share is enough; the last is, whatever rounding says.
+        enough = (squares.cumsum(0) >= energy * total).nonzero()
+        count = min(count, int(enough[0]) + 1 if len(enough) else len(squares))
+    return count
 
 
 def _gram(matrix: Tensor) -> Tensor:
@@ -147,13 +150,7 @@ def _directions(matrix: Tensor, start: Tensor | None, iterations: int) -> tuple[
     return squares.flip(0), (basis @ turns).flip(1), float(matrix.square().sum())
 
 
-def _count(squares: Tensor, total: float, rank: int | None, energy: float | None) -> int:
-    """How many singular values are kept: of those above rounding at most a rank, or enough for an energy."""
+def _above_rounding(squares: Tensor, rank: int | None) -> int:
+    """How many singular values are above rounding, at most a rank."""
     count = int((squares > RANK_TOLERANCE**2 * squares[0].clamp_min(0)).sum())
-    if rank is not None:
-        count = min(count, rank)
-    if energy is not None and total > 0:
-        # The rank is the first whose share is enough; the last is, whatever rounding says.
-        enough = (squares.cumsum(0) >= energy * total).nonzero()
-        count = min(count, int(enough[0]) + 1 if len(enough) else len(squares))
-    return count
+    return count if rank is None else min(count, rank)

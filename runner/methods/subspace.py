@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RANK_TOLERANCE = 1e-6  # of the largest singular value: what is not above it is no direction of the matrix
+OVERSAMPLING = 8  # columns beyond the rank in which randomized methods look for it
 # Tables with a row for each token or position, in the names of transformers, open_clip and T5.
 EMBEDDINGS = {
     *("token_embedding", "position_embedding", "positional_embedding", "embed_tokens", "shared"),

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from runner.methods.random import Random
 from runner.methods.registry import Range, Weight, method
-from runner.methods.subspace import svd, wide_matrix
+from runner.methods.subspace import OVERSAMPLING, svd, wide_matrix
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-OVERSAMPLING = 8  # columns beyond the rank in which the randomized method looks for it
 POWER_ITERATIONS = 2
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from blake3 import blake3
 
 from runner.checkpoint import Checkpoint, OutputFile
-from runner.digests import folder_digest
-from runner.files import InputFile, look, read_into
-from runner.hashes import BLOCK_BYTES, FileHashes, auto_v1, feed
+from runner.digests import digest_of, folder_digest
+from runner.files import InputFile, look
+from runner.hashes import FileHashes, auto_v1, blocks, feed
 from runner.tensor_digests import TensorHasher
 
 
@@ -59,39 +58,16 @@ def contents_of(checkpoint: Checkpoint, advance: Callable[[int], None]) -> Conte
     hashes: dict[str, FileHashes] = {}
     tensors: dict[str, str] = {}
     for number, file in enumerate(checkpoint.files):
-        name = inside(checkpoint, file)
+        name = checkpoint.inside(file)
         hashes[name], found = _read(checkpoint, number, file, advance)
         tensors |= found
     others = {}
-    if checkpoint.files[0].path != checkpoint.root:
+    if not checkpoint.is_file:
         for path in sorted(checkpoint.root.rglob("*")):
             inner = path.relative_to(checkpoint.root).as_posix()
             if inner not in hashes and not path.is_dir():
-                others[inner] = file_digest(path, f"{checkpoint.label}/{inner}")
+                others[inner] = digest_of(look(path, f"{checkpoint.label}/{inner}"))
     return Contents(checkpoint, hashes, tensors, others)
-
-
-def inside(checkpoint: Checkpoint, file: InputFile) -> str:
-    """The name of a weight file inside its folder, "" for a single file."""
-    return "" if file.path == checkpoint.root else file.path.relative_to(checkpoint.root).as_posix()
-
-
-def file_digest(path: Path, label: str) -> str:
-    """SHA-256 of a file.
-
-    Raises:
-        InputError: it is none, or changed meanwhile.
-    """
-    file = look(path, label)
-    descriptor = file.open()
-    try:
-        hasher = hashlib.sha256()
-        for block in _blocks(descriptor, 0, file.identity.size, label, lambda count: None):
-            hasher.update(block)
-        file.check_unchanged(descriptor)
-        return hasher.hexdigest()
-    finally:
-        os.close(descriptor)
 
 
 def _read(
@@ -107,21 +83,10 @@ def _read(
     whole, content, other = hashlib.sha256(), hashlib.sha256(), blake3()
     descriptor = file.open()
     try:
-        feed(_blocks(descriptor, 0, begin, file.label, advance), (whole, other))
-        feed(_blocks(descriptor, begin, size, file.label, advance), (whole, other, content, tensors))
+        feed(blocks(descriptor, 0, begin, file.label, advance), (whole, other))
+        feed(blocks(descriptor, begin, size, file.label, advance), (whole, other, content, tensors))
         first = auto_v1(descriptor, size, file.label)
         file.check_unchanged(descriptor)
     finally:
         os.close(descriptor)
     return FileHashes(first, whole.hexdigest(), content.hexdigest(), other.hexdigest()), tensors.digests
-
-
-def _blocks(
-    descriptor: int, begin: int, end: int, label: str, advance: Callable[[int], None]
-) -> Iterator[memoryview]:
-    buffers = [memoryview(bytearray(max(0, min(BLOCK_BYTES, end - begin)))) for _ in range(2)]
-    for number, at in enumerate(range(begin, end, BLOCK_BYTES)):
-        block = buffers[number % 2][: min(BLOCK_BYTES, end - at)]
-        read_into(descriptor, block, at, label)
-        yield block
-        advance(len(block))

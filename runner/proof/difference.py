@@ -13,7 +13,7 @@ from runner.errors import InputError, escape
 from runner.files import read_small
 from runner.formats.safetensors import CONTENT_HASH, read_header
 from runner.plan import Plan, weakest
-from runner.proof.contents import Contents, contents_of, inside
+from runner.proof.contents import Contents, contents_of
 from runner.proof.places import Places, opened
 from runner.proof.recorded import HEADER, Recorded, tensors_of
 from runner.record import MAX_RECORD_BYTES
@@ -186,9 +186,9 @@ def _ulps(first: Checkpoint, second: Checkpoint, keys: Sequence[str], settings: 
 def _headers(first: Checkpoint, second: Checkpoint) -> tuple[str, ...]:
     """Entries of the headers that differ, less the hashes of the data, which follow the tensors."""
     found = []
-    theirs = {inside(first, file): file for file in first.files}
+    theirs = {first.inside(file): file for file in first.files}
     for file in second.files:
-        name = inside(second, file)
+        name = second.inside(file)
         if name not in theirs:
             found.append(name)
             continue

@@ -8,19 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner.checkpoint import Checkpoint
-from runner.digests import InputDigests, known_digests, model_digest
+from runner.digests import InputDigests, model_digest
 from runner.ema import averaged, users
 from runner.errors import RunnerError
 from runner.files import Identity, InputFile, identity_of
 from runner.formats import READERS
 from runner.formats.diffusers import CONFIG
 from runner.hub import parse_name
-from runner.library.lookup import DIGESTS, Library
+from runner.library.lookup import Library
 from runner.proof.recorded import Recorded, RecordedInput
-from runner.recipe import Recipe, Source, roles_at
+from runner.recipe import NAMED, Recipe, Source, roles_at
 from runner.resolve import source_path
-
-NAMED = ("demo:", "hf:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +108,7 @@ class Finder:
         if said.name.startswith(NAMED):
             yield from self._named(said)
             return
-        known = {
-            key for key, one in known_digests(self.library.cache_dir / DIGESTS).items() if one == said.sha256
-        }
+        known = {key for key, one in self.library.digests.items() if one == said.sha256}
         paths: list[tuple[int, Path]] = []
         for one in self.library.found:
             below = [path.parent for path in one.path.glob(f"*/{CONFIG}")] if one.folder else []

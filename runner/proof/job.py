@@ -9,7 +9,6 @@ from typing import Any
 
 from runner.config import Settings
 from runner.errors import CannotReplayError, MismatchError, UsageError, clip, escape
-from runner.library.lookup import Library
 from runner.progress import progress, say
 from runner.proof import compare as comparing
 from runner.proof.difference import EQUIVALENT, IDENTICAL
@@ -81,10 +80,9 @@ def _verify_inputs(found: Verification, settings: Settings) -> None:
     recipe = None
     with suppress(CannotReplayError):  # what cannot be done again can still be asked for
         recipe = recipe_of(said)
-    library = Library((settings.models_dir, *settings.model_folders), settings.cache_dir)
     total = sum(one.nbytes or 0 for one in said.inputs)
     with progress(total, "inputs", settings.progress) as advance:
-        finder = Finder(library, settings.hub == "offline", settings.threads or 1, advance)
+        finder = Finder(settings.library, settings.offline, settings.threads or 1, advance)
         found.findings += inputs_found(finder.find(wanted(said, recipe)))
 
 

@@ -22,7 +22,6 @@ from runner.errors import (
 )
 from runner.guard import RecipeFile
 from runner.imports import own
-from runner.library.lookup import Library
 from runner.origins import plan_with_origins
 from runner.plan import Plan
 from runner.progress import progress
@@ -90,14 +89,13 @@ def find_inputs(
     Raises:
         CannotReplayError: some are not there; names them.
     """
-    library = Library((settings.models_dir, *settings.model_folders), settings.cache_dir)
-    finder = Finder(library, settings.hub == "offline", settings.threads or 1, advance)
+    finder = Finder(settings.library, settings.offline, settings.threads or 1, advance)
     there = finder.find(wanted(said, recipe))
     if lacking := [one for one in there if one.name is None]:
         raise CannotReplayError(
             "\n".join(map(_lacking, lacking)),
             tag="INPUT-GONE",
-            hint=f"looked in {', '.join(str(root.path) for root in library.roots)}; "
+            hint=f"looked in {', '.join(str(root.path) for root in settings.library.roots)}; "
             "models_dir=FOLDER or 'model_folders=[...]' names others",
         )
     return there, finder.computed

@@ -12,7 +12,7 @@ from runner.checkpoint import RECORD, Checkpoint
 from runner.errors import InputError, counted, escape, quote
 from runner.files import read_small
 from runner.formats.safetensors import CONTENT_HASH, read_header
-from runner.proof.contents import Contents, contents_of, inside
+from runner.proof.contents import Contents, contents_of
 from runner.proof.finding import There
 from runner.proof.places import Places, opened
 from runner.proof.recorded import (
@@ -184,7 +184,7 @@ def _header(contents: Contents, found: Verification) -> None:
     """The hash of the data that each weight file states in its header."""
     checkpoint = contents.checkpoint
     for file in checkpoint.files:
-        name = inside(checkpoint, file)
+        name = checkpoint.inside(file)
         metadata = checkpoint.metadata if not name else read_header(file)[1]
         stated = metadata.get(CONTENT_HASH)
         part = f"hash of the data in the header{f' of {escape(name)}' if name else ''}"

@@ -12,9 +12,8 @@ from runner.compose import ComposedRecipe, recipe_in
 from runner.config import Job, Settings
 from runner.describe import describe
 from runner.errors import InputError, KeyPath, RunnerError, quote
-from runner.library.lookup import Library
 from runner.origins import plan_with_origins
-from runner.recipe import Recipe, parse_recipe
+from runner.recipe import NAMED, Recipe, parse_recipe
 from runner.resolve import BoundMerge, Resolved
 from runner.run import placed, resolved_by
 from runner.ui.draft import Draft
@@ -96,11 +95,11 @@ def _problems(error: RunnerError, label: str) -> tuple[Problem, ...]:
 
 def refuse_outside(recipe: Recipe, composed: ComposedRecipe, settings: Settings) -> None:
     """Raises: InputError for a model that is not in the folders of the settings."""
-    roots = Library((settings.models_dir, *settings.model_folders), settings.cache_dir).roots
+    roots = settings.library.roots
     allowed = [settings.models_dir, *(folder for root in roots for folder in (root.path, *root.folders))]
     sources = [*recipe.sources(), *([recipe.output.config] if recipe.output.config else [])]
     for source in sources:
-        if source.name.startswith(("demo:", "hf:")):
+        if source.name.startswith(NAMED):
             continue
         path = settings.models_dir / Path(source.name).expanduser()
         absolute = Path(os.path.abspath(path))  # noqa: PTH100 - a link in these folders is the owner's

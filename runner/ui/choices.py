@@ -10,11 +10,9 @@ from typing import Any
 from runner.architectures import ARCHITECTURES
 from runner.config import Settings
 from runner.demo import DEMO_LORA, DEMO_MODELS
-from runner.digests import known_digests
 from runner.errors import KeyPath
-from runner.library.headers import BROKEN, Facts, entries_of
-from runner.library.lookup import DIGESTS, HEADERS, Library
-from runner.library.walk import Found, models_in
+from runner.library.headers import BROKEN, Facts
+from runner.library.walk import Found
 from runner.methods import Method
 from runner.tables import size
 from runner.ui.draft import Draft
@@ -59,8 +57,7 @@ def demo_choices() -> list[Choice]:
 
 def found_models(settings: Settings) -> list[Found]:
     """The models there are, by their names alone."""
-    library = Library((settings.models_dir, *settings.model_folders), settings.cache_dir)
-    return models_in(library.roots)[0]
+    return settings.library.found
 
 
 def named(found: Sequence[Found], settings: Settings) -> list[Choice]:
@@ -70,8 +67,7 @@ def named(found: Sequence[Found], settings: Settings) -> list[Choice]:
 
 def looked_at(found: Sequence[Found], settings: Settings) -> list[Choice]:
     """Those models with what their headers say."""
-    digests = known_digests(settings.cache_dir / DIGESTS)
-    entries = entries_of(found, settings.cache_dir / HEADERS, digests)
+    entries = settings.library.entries(found)
     return [Choice(_source(entry.found, settings.models_dir), entry.facts) for entry in entries]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from runner.recipe import NAMED
 from runner.ui.draft import Draft
 
 
@@ -45,6 +46,6 @@ def _names(draft: Draft) -> list[str]:
     for merge in draft.merges():
         for model in draft.merge((*merge, "models")).values():
             source = model.get("source") if isinstance(model, dict) else model
-            if isinstance(source, str) and not source.startswith(("demo:", "hf:")):
+            if isinstance(source, str) and not source.startswith(NAMED):
                 found.append(source)
     return found

@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from runner.errors import InputError
 from runner.formats.strict_json import MAX_DEPTH, MAX_DIGITS, parse_object
@@ -50,3 +52,26 @@ def test_a_long_number_is_refused_and_a_long_text_of_digits_is_not() -> None:
     digits = "1" * (MAX_DIGITS + 1)
     assert refusal(f'{{"a": {digits}}}') == f"x: a number of {MAX_DIGITS + 1} digits"
     assert parse_object(f'{{"a": "{digits}", "b": 7}}'.encode(), "x") == {"a": digits, "b": 7}
+
+
+WHOLE_STRINGS = ('"]"', '"["', '"}"', r'"a\\"', r'"\"[{"', r'"\\\"]"')
+
+
+@given(st.lists(st.sampled_from((*"[{]}1,:", *WHOLE_STRINGS))), st.integers(1, 60))
+def test_depth_is_that_of_brackets_outside_strings(parts: list[str], times: int) -> None:
+    depth = deepest = 1
+    for part in parts * times:
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(part, 0)
+        deepest = max(deepest, depth)
+    message = ""
+    try:
+        parse_object(("[" + "".join(parts) * times).encode(), "x")
+    except InputError as error:
+        message = error.message
+    assert (message == f"x: nested more than {MAX_DEPTH} deep") == (deepest > MAX_DEPTH)
+
+
+@pytest.mark.parametrize("opening", ['["]",', r'["\"]",', r'["\\]",', '{"]}":', '{"a":["}",'])
+def test_closing_brackets_in_strings_hide_no_depth(opening: str) -> None:
+    for times in (1000, 100_000):
+        assert refusal(opening * times) == f"x: nested more than {MAX_DEPTH} deep"

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import constants, scan_cache_dir
 
 from runner.demo import demo_model
-from runner.hub import cache_folder
+from runner.hub import cache_folder, parse_name
 from tests.library.trees import COMMIT, OTHER, found, keep, names, write
 
 
@@ -90,19 +90,22 @@ def test_the_hubs_cache_has_pipelines_and_single_files_under_names_that_recipes_
     keep(hub, "org/photo", {**files, "photo-full.safetensors": single})
     keep(hub, "org/files", {"x.safetensors": single, "sub/y.safetensors": single})
     keep(hub, "org/files", {"x.safetensors": single}, OTHER, "v1.0")
+    keep(hub, "org/branch", {"X.SAFETENSORS": single, "x.sft": single}, OTHER, "feature/x")
     keep(hub, "org/parts", {"config.json": photo / "unet/config.json", "model.safetensors": single})
     (hub / "datasets--org--d").mkdir()
     assert names(hub) == [
+        *("hf:org/branch@feature%2Fx/X.SAFETENSORS", "hf:org/branch@feature%2Fx/x.sft"),
         *("hf:org/files/x.safetensors", "hf:org/files/sub/y.safetensors", "hf:org/files@v1.0/x.safetensors"),
         *("hf:org/parts/model.safetensors", "hf:org/photo", "hf:org/photo/photo-full.safetensors"),
     ]
+    assert all(parse_name(name) for name in names(hub))
     scanned = scan_cache_dir(hub)
     theirs = {
         file.file_path
         for repository in scanned.repos
         for revision in repository.revisions
         for file in revision.files
-        if file.file_name.endswith(".safetensors")
+        if file.file_name.lower().endswith((".safetensors", ".sft"))
     }
     ours = {one.path for one in found(hub)[0] if not one.folder}
     assert ours <= theirs

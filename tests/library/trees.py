@@ -76,7 +76,7 @@ def keep(
 ) -> None:
     """Puts files into a cache of the hub as its library does: links to blobs."""
     root = hub / f"models--{repository.replace('/', '--')}"
-    (root / "refs").mkdir(parents=True, exist_ok=True)
+    (root / "refs" / ref).parent.mkdir(parents=True, exist_ok=True)
     (root / "refs" / ref).write_text(commit)
     (root / "blobs").mkdir(exist_ok=True)
     for name, source in files.items():
