@@ -16,7 +16,7 @@ from runner.config import Settings
 from runner.describe import describe, report, report_of_earlier
 from runner.digests import InputDigests, known_digest, remembered
 from runner.earlier import Finished, finished, finished_output
-from runner.errors import InputError, KeyPath, Location, MismatchError, OutputError, quote
+from runner.errors import InputError, KeyPath, Location, MismatchError, OutputError, RunnerError, quote
 from runner.files import InputFile, look
 from runner.formats.safetensors import read_header
 from runner.locking import Held, held, lock_here, locked_output, with_digests, write_lock
@@ -102,8 +102,7 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
                     # Of an earlier run in this folder: they must not stand beside another model.
                     (folder / name).unlink(missing_ok=True)
                 path, made = merge(plan, placement, settings, output_dir, record, lock)
-                with suppress(OSError):  # of another model that had this name; it fits no more
-                    signature_path(path).unlink()
+                _drop_signature(path, record)
                 text = report(path, plan, record)
             else:
                 path, text = done.path, report_of_earlier(done.path, record)
@@ -129,10 +128,17 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
     say(text)
     if path is not None and settings.job.name == "merge":
         home = done.folder if done else folder
-        if settings.sign_key is not None:
-            sign(path, settings.sign_key, home)
-        if settings.publish is not None:
-            publish(settings.publish, finished_model(home, path.parent), home)
+        try:
+            if settings.sign_key is not None:
+                sign(path, settings.sign_key, home)
+            if settings.publish is not None:
+                publish(settings.publish, finished_model(home, path.parent), home)
+        except RunnerError as error:
+            if home != folder:  # the record there is the other run's
+                record.failed(error)
+                with suppress(OutputError):
+                    write_file(folder / RECORD, record.text().encode())
+            raise
     return Outcome(path, record, earlier=done is not None)
 
 
@@ -192,6 +198,14 @@ def _signed(plan: Plan, settings: Settings) -> list[str]:
         return []
     name = signature_path(Path(plan.layout.name)).name
     return [f"{name}, by the key {key_digest(signing_key(settings.sign_key))}"]
+
+
+def _drop_signature(path: Path, record: RunRecord) -> None:
+    """Removes the signature of what had the name of a new model before."""
+    place = signature_path(path)
+    with suppress(OSError):
+        place.unlink()
+        record.warn(f"removed {quote(place.name)}, a signature of what was there before")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from runner.checkpoint import SIGNATURE_SUFFIX
+from runner.checkpoint import RECORD, SIGNATURE_SUFFIX
 from runner.errors import InputError, OutputError, RunnerError, SigningError, UsageError, clip, escape, quote
 from runner.files import read_small
 from runner.progress import say
@@ -29,7 +30,9 @@ _PUBLIC = "openssl pkey -in private.pem -pubout -out public.pem"
 
 
 def signature_path(model: Path) -> Path:
-    """The place of the signature of a model."""
+    """The place of the signature of a model, also if that is the folder one stands in."""
+    if model.name in ("", ".."):
+        model = model.resolve()
     return model.with_name(model.name + SIGNATURE_SUFFIX)
 
 
@@ -80,7 +83,9 @@ def key_digest(public: bytes) -> str:
 
 
 def sign(model: Path, key: Path, run: Path) -> None:
-    """Signs a finished model, says so and notes it in the record of its run; a signature that holds stays.
+    """Signs a finished model, says so and notes it in the record of its run.
+
+    A signature by this key that holds stays; any other is replaced.
 
     Args:
         model: the file or folder.
@@ -102,16 +107,12 @@ def sign(model: Path, key: Path, run: Path) -> None:
     except (RunnerError, OSError) as error:
         reason = error.message if isinstance(error, RunnerError) else f"{error.strerror or error}"
         message = f"the model is in place, signing failed: {reason}"
-        try:
-            add_to_record(run, "signed", _timed(entry, began) | {"error": reason})
-        except (RunnerError, ValueError, KeyError) as unnoted:
+        if unnoted := _note(run, _timed(entry, began) | {"error": reason}):
             message += f"; and the record does not say so: {unnoted}"
         raise SigningError(message, hint="the same command again signs it, and does not merge") from error
     say(f"{escape(place.name)}: signed by the key {entry['key_sha256']}")
-    try:
-        add_to_record(run, "signed", _timed(entry, began))
-    except OutputError as error:
-        raise SigningError(f"the model is signed; the record does not say so: {error}") from error
+    if unnoted := _note(run, _timed(entry, began)):
+        raise SigningError(f"the model is signed; the record does not say so: {unnoted}")
 
 
 def fault(model: Path, public: bytes) -> str | None:
@@ -135,7 +136,7 @@ def fault(model: Path, public: bytes) -> str | None:
         signature.write_bytes(content)
         try:
             with redirect_stdout(StringIO()):  # answers for programs go there
-                verifier = Config().use_elliptic_key_verifier(public_key=key)
+                verifier = Config().use_elliptic_key_verifier(public_key=key).set_hashing_config(_hashing())
                 verifier.verify(model.resolve(), signature)
         except InvalidSignature:
             return "it was changed, or made by another key"
@@ -155,10 +156,29 @@ def _signed(model: Path, key: Path) -> bytes:
     with TemporaryDirectory() as folder:
         made = Path(folder) / "signature"
         try:
-            Config().use_elliptic_key_signer(private_key=key).sign(model, made)
+            signer = Config().use_elliptic_key_signer(private_key=key).set_hashing_config(_hashing())
+            signer.sign(model, made)
         except (ValueError, TypeError) as error:
             raise OutputError(f"{quote(model)}: {error}") from error
         return made.read_bytes()
+
+
+def _note(run: Path, entry: Mapping[str, object]) -> str:
+    """Adds a signature to the record of a run; says why it cannot, "" if it can."""
+    try:
+        add_to_record(run, "signed", entry)
+    except RunnerError as error:
+        return error.message
+    except (ValueError, KeyError, TypeError):
+        return f"{RECORD} is malformed"
+    return ""
+
+
+def _hashing() -> Any:
+    """What of a model is signed: every file of a folder, those of git too."""
+    from model_signing.hashing import Config
+
+    return Config().set_ignored_paths(paths=[], ignore_git_paths=False)
 
 
 def _timed(entry: Mapping[str, object], began: float) -> dict[str, object]:

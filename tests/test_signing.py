@@ -98,7 +98,9 @@ def test_a_signed_model_is_accepted_by_us_and_by_the_package(
     assert [(one["signature"], one["key_sha256"]) for one in signed] == [(f"{NAME}.sig", digest)]
     found = verified(path, tmp_path, public, capsys)
     assert found["word"] == "VERIFIED" and f"{NAME}.sig" in found["witnesses"]
-    assert {"part": f"{NAME}.sig by the key {digest}", "verdict": "right", "text": ""} in found["findings"]
+    assert {"part": f"signature {NAME}.sig by the key {digest}", "verdict": "right", "text": ""} in found[
+        "findings"
+    ]
     assert finished_model(tmp_path / "run", tmp_path / "run").files  # the record is a record as before
 
 
@@ -149,6 +151,26 @@ def test_a_folder_is_signed_with_all_its_files(tmp_path: Path, cache: Path) -> N
     assert wrong is not None and "README.md" in wrong
 
 
+def test_files_of_git_are_signed_like_all_others(tmp_path: Path) -> None:
+    private, public = keys(tmp_path)
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text('{"run": {}, "deterministic": {"output": {"name": "model"}}}')
+    sign(model, private, tmp_path / "run")
+    assert fault(model, public.read_bytes()) is None and by_the_package(model, public).returncode == 0
+    (model / ".gitattributes").write_text("*.safetensors filter=lfs")
+    assert ".gitattributes" in str(fault(model, public.read_bytes()))
+
+
+def test_the_folder_one_stands_in_has_its_signature_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert signature_path(Path()) == tmp_path.with_name(f"{tmp_path.name}.sig")
+
+
 def test_a_model_that_is_there_already_is_signed_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -174,6 +196,7 @@ def test_a_signature_goes_with_the_model_it_is_of(tmp_path: Path) -> None:
     assert path is not None
     merged(tmp_path, None, rerun=True)
     assert path.exists() and not signature_path(path).exists()
+    assert any("removed" in warning and ".sig" in warning for warning in record(tmp_path)["warnings"])
 
 
 def test_a_signature_that_fails_leaves_the_model_and_its_record(
@@ -191,6 +214,23 @@ def test_a_signature_that_fails_leaves_the_model_and_its_record(
     private.unlink()
     with pytest.raises(SigningError, match="no such file"):
         sign(tmp_path / "run" / NAME, private, tmp_path / "run")
+
+
+def test_an_earlier_model_that_cannot_be_signed_leaves_a_record_of_the_run_that_tried(tmp_path: Path) -> None:
+    private, _ = keys(tmp_path)
+    write_models(tmp_path, a=1, b=2)
+    first, again = (tmp_path / f"2026-01-0{day}_00-00-00_abcdef" for day in (1, 2))
+    for folder in (first, again):
+        folder.mkdir()
+    run(recipe(tree()), settings(tmp_path), first)
+    (first / f"{NAME}.sig" / "in the way").mkdir(parents=True)
+    with pytest.raises(SigningError, match="signing failed"):
+        run(recipe(tree()), settings(tmp_path, sign_key=private), again)
+    content = json.loads((again / "run.json").read_text())
+    jsonschema.validate(content, SCHEMA)
+    assert content["run"]["error"]["exit_code"] == 7
+    assert content["deterministic"]["recipe"]["method"] == "weighted_sum"
+    assert json.loads((first / "run.json").read_text())["run"]["error"] is None
 
 
 def test_a_key_that_cannot_sign_is_told_before_the_merge(tmp_path: Path) -> None:

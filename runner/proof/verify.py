@@ -147,12 +147,14 @@ def verify_signature(model: Path, public: bytes | None, found: Verification) -> 
     """
     place = signature_path(model)
     if public is not None:
-        by = f"{place.name} by the key {key_digest(public)}"
+        by = f"signature {place.name} by the key {key_digest(public)}"
         wrong = fault(model, public)
         found.add(by, wrong is None, wrong or "")
         found.witnesses += [place.name] if wrong is None else []
     elif place.exists():
-        found.findings.append(Finding(place.name, ABSENT, "job.key=PUBLIC.pem says whose it is"))
+        found.findings.append(
+            Finding(f"signature {place.name}", ABSENT, "job.key=PUBLIC.pem says whose it is")
+        )
 
 
 def _texts(places: Places, found: Verification) -> Iterator[Recorded]:
