@@ -10,16 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from tests.recipes.build import OF_ARCHITECTURES, RECIPES, small_models, with_small_models
+from tests.recipes.build import OF_ARCHITECTURES, RECIPES, methods_of, small_models, with_small_models
 
 ROOT = Path(__file__).parents[1]
 
@@ -84,7 +83,7 @@ def digests(condition: Condition, models: Path, out: Path) -> dict[str, str]:
     found = {}
     for path in RECIPES:
         tree = with_small_models(path)
-        if path.stem in OF_ARCHITECTURES or (condition.backwards and drawing & set(_methods(tree))):
+        if path.stem in OF_ARCHITECTURES or (condition.backwards and drawing & set(methods_of(tree))):
             continue
         file, _ = merge(
             tree,
@@ -98,11 +97,6 @@ def digests(condition: Condition, models: Path, out: Path) -> dict[str, str]:
         found[f"{path.stem}, data"] = hashlib.sha256(data_of(file)).hexdigest()
         file.unlink()
     return found
-
-
-def _methods(tree: object) -> Iterator[str]:
-    text = json.dumps(tree)
-    yield from re.findall(r'"method": "([^"]+)"', text)
 
 
 def under(condition: Condition, folder: Path) -> dict[str, str]:

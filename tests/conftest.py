@@ -21,7 +21,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_home(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the user's own cache, or asks a hub."""
+    """No test reads or writes the user's own cache, asks a hub, or knows how wide a terminal is."""
+    monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setenv("RUNNER_CACHE", str(cache))
     monkeypatch.delenv("RUNNER_RECIPES", raising=False)
     monkeypatch.delenv("RUNNER_MODELS", raising=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,15 @@ OF_ARCHITECTURES = (
     *("anime_mix", "block_mix", "preset_sweep", "sdxl_mix", "three_steps"),
 )
 _LARGE = {"model.diffusion_model.large.weight": (300, 257)}  # more than one piece of a sum
+
+
+def methods_of(tree: Any) -> Iterator[str]:
+    """The methods of a recipe and of the merges in it."""
+    if isinstance(tree, dict):
+        if isinstance(method := tree.get("method"), str):
+            yield method
+        for value in tree.values():
+            yield from methods_of(value)
 
 
 def small_models(folder: Path, *, backwards: bool = False) -> None:
