@@ -22,10 +22,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from runner.architectures import Place
-from runner.architectures.configs import PREDICTION_WORDS
+from runner.architectures.configs import PREDICTION_WORDS, TAKE_ZERO_SNR, ZERO_SNR
 from runner.architectures.left import MARKERS
 from runner.checkpoint import Layout
-from runner.errors import IncompatibleError, escape
+from runner.errors import IncompatibleError, escape, quote
 from runner.formats.strict_json import parse_object
 from runner.models import Model
 from runner.plan import BUFFER, Job
@@ -49,6 +49,7 @@ _MARKERS = re.compile(MARKERS)
 _EMPTY = TensorSpec("F32", (0,))
 _EPSILON_STEPS = 875000
 _RESOLUTIONS = {EPSILON: "512x512", V: "768x768"}  # of Stable Diffusion 2
+_FITTING = "output.config: FOLDER names a pipeline of the same architecture whose scheduler fits"
 _MAIN = ("unet", "transformer", "model")  # components of unknown architectures that predict
 
 
@@ -128,7 +129,8 @@ def with_scheduler(layout: Layout, resolved: Resolved, result: Prediction | None
     """A layout whose scheduler says what the result predicts; one that does already is left to the byte.
 
     Raises:
-        IncompatibleError: the scheduler is of a class made for something else.
+        IncompatibleError: the scheduler is of a class made for something else, or of one that does not take
+            the end of the noise schedule that the recipe states.
     """
     if result is None or SCHEDULER not in layout.texts or result.kind not in (*PREDICTION_WORDS, EDM):
         return layout
@@ -139,13 +141,22 @@ def with_scheduler(layout: Layout, resolved: Resolved, result: Prediction | None
         raise IncompatibleError(
             f"the result predicts {result}, and {escape(label)} is made for {says.title}",
             tag="PREDICTION",
-            hint="output.config: FOLDER names a pipeline of the same architecture whose scheduler fits",
+            hint=_FITTING,
+        )
+    stated = resolved.recipe.zero_terminal_snr
+    if stated and (name := str(config.get("_class_name", ""))) not in TAKE_ZERO_SNR:
+        raise IncompatibleError(
+            f"zero_terminal_snr: true: {escape(label)} is of class {quote(name)}, which does not take it",
+            tag="PREDICTION",
+            hint=_FITTING,
         )
     zero = says.zero_snr if result.zero_snr is None and says.kind == result.kind else bool(result.zero_snr)
     if result.edm or (says.kind, bool(says.zero_snr)) == (result.kind, bool(zero)):
         return layout
     changed = {**config, "prediction_type": PREDICTION_WORDS[result.kind]}
-    if zero or "rescale_betas_zero_snr" in config:
+    if stated:
+        changed |= ZERO_SNR
+    elif zero or "rescale_betas_zero_snr" in config:
         changed["rescale_betas_zero_snr"] = bool(zero)
     # Sorted and indented, as diffusers writes it.
     text = json.dumps(changed, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

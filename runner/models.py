@@ -60,7 +60,18 @@ class Model:
 
     def is_also(self, other: Model) -> bool:
         """Whether this is the same file, read in the same way."""
-        return self.checkpoint.files == other.checkpoint.files and self.view == other.view
+        return self.checkpoint.files == other.checkpoint.files and self.view.tensors == other.view.tensors
+
+    def named_again(self, other: Model) -> Model:
+        """This model, which the recipe names in the places of another, too.
+
+        Args:
+            other: that this one is also, perhaps for a component that this one was not named for.
+        """
+        ours = self.view.quantised
+        both = replace(ours, beside={**ours.beside, **other.view.quantised.beside})
+        sources = (*self.sources, *other.sources)
+        return replace(self, sources=sources, view=replace(self.view, quantised=both))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +187,7 @@ def component_model(
         places = {key: at for key, at in places.items() if at.component == component}
         known = sum(key in expected or is_known(architecture, key) for key in places)
         if known > most:
+            view = _with_beside_of(component, architecture, naming, view)
             whole = naming == Naming(checkpoint.format)
             headers = checkpoint if whole else _alone(checkpoint, component)
             best, most = (Model((source,), headers, view, architecture, other.variant), places), known
@@ -202,6 +214,16 @@ def is_known(architecture: Architecture | None, key: str) -> bool:
 def _place(architecture: Architecture | None, naming: Naming, view: View, key: str) -> Place:
     layout = "diffusers" if architecture and key not in view.left else naming.layout
     return place(architecture, layout, key)
+
+
+def _with_beside_of(component: str, architecture: Architecture | None, naming: Naming, view: View) -> View:
+    """A view that has of what is stored beside its tensors only what is of a component."""
+    beside = {
+        key: why
+        for key, why in view.quantised.beside.items()
+        if place(architecture, naming.layout, naming.prefix + key).component == component
+    }
+    return replace(view, quantised=replace(view.quantised, beside=beside))
 
 
 def _namings(component: str, architecture: Architecture | None, layout: str) -> Iterator[Naming]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from runner.architectures import Architecture
 from runner.architectures.layouts import single_file_name
+from runner.architectures.left import MARKERS
 from runner.architectures.ties import Made
 from runner.arrange import arrange
 from runner.builtin import built_in, lacking
@@ -32,11 +33,9 @@ from runner.tensors import OUTPUT_DTYPES, TensorSpec
 from runner.view import INCIDENTAL, whole
 from runner.weighting import Weighting
 
-# What tensors stored in fp8 are written as if the recipe does not say: it holds the range of any scale.
-
 # Schedules and marker tensors of single files: facts about the primary, not weights.
 _NEVER_MERGED = re.compile(
-    r"(model_ema\.(decay|num_updates)|betas|logvar|scale_factor|v_pred|ztsnr|edm_mean|edm_std|edm_vpred\..+|global_step"
+    rf"(model_ema\.(decay|num_updates)|betas|logvar|scale_factor|{MARKERS}|edm_vpred\..+|global_step"
     r"|(sqrt_|log_)?(recip_|recipm1_|one_minus_)?alphas_cumprod(_prev)?|posterior_\w+)"
 )
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from runner.errors import IncompatibleError, escape, quote
 from runner.tensors import DTYPES, TensorSpec
 
-FOR_FP8 = "bfloat16"  # what is written of numbers that were stored in fp8, if the recipe says no dtype
+# What numbers stored in fp8 are written as if the recipe says no dtype: it holds the range of any scale.
+FOR_FP8 = "bfloat16"
 SCALED = "F32"  # what code × scale is computed in, and what merges see such a tensor as
 _SCALE_DTYPES = ("F32", "F16", "BF16")
 _SCALE = re.compile(r"(?P<name>(?:.*[./])?)(?:scale_weight|weight_scale)", re.DOTALL)

@@ -6,6 +6,7 @@ again, and from then on it is like any other.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from types import MappingProxyType
@@ -43,9 +44,11 @@ def measure_ranks(
     largest = max((working_bytes(plan, plan.jobs[number]) for number in undecided), default=1)
     threads = max(1, min(placement.threads, placement.memory[CPU] // largest))
     with ExitStack() as opened:
-        inputs = Inputs(plan)
+        left = threading.Event()
+        inputs = Inputs(plan, left.is_set)
         opened.callback(inputs.close)
         pool = opened.enter_context(workers(threads))
+        opened.callback(left.set)  # before the pool is joined: a survey has far to go
         measuring = Measuring(plan)
 
         def scratch() -> Scratch:

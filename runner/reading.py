@@ -44,8 +44,12 @@ class ModelFiles:
         self._descriptors: dict[int, int] = {}
         scales, used = view.quantised.scales, set(stored)
         used |= {scales[key] for key in used if key in scales}  # which may lie in another shard
-        for file in sorted({checkpoint.tensors[key].file for key in used}):
-            self._descriptors[file] = checkpoint.files[file].open()
+        try:
+            for file in sorted({checkpoint.tensors[key].file for key in used}):
+                self._descriptors[file] = checkpoint.files[file].open()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Closes the files."""
@@ -105,13 +109,20 @@ class Inputs:
     Args:
         plan: whose.
         abandoned: whether nobody waits for what is read any more.
+
+    Raises:
+        InputError: a file cannot be opened.
     """
 
     def __init__(self, plan: Plan, abandoned: Callable[[], bool] = lambda: False) -> None:
-        self._models = []
-        for number, model in enumerate(plan.resolved.models):
-            used = {key for load in _loads(plan, number) for key in _stored_keys(model, load)}
-            self._models.append(ModelFiles(model.checkpoint, model.view, used, abandoned))
+        self._models: list[ModelFiles] = []
+        try:
+            for number, model in enumerate(plan.resolved.models):
+                used = {key for load in _loads(plan, number) for key in _stored_keys(model, load)}
+                self._models.append(ModelFiles(model.checkpoint, model.view, used, abandoned))
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Closes the files."""

@@ -600,7 +600,7 @@ def _with_components(
         model, own = component_model(component, source, checkpoints[source.path], primary, expected)
         same = [at for at, one in enumerate(found) if one.is_also(model)]
         if same:
-            found[same[0]] = replace(found[same[0]], sources=(*found[same[0]].sources, source))
+            found[same[0]] = found[same[0]].named_again(model)
         else:
             found.append(model)
         numbers[component] = same[0] if same else len(found) - 1

@@ -30,7 +30,8 @@ class View:
     Attributes:
         tensors: name → what it is made of: pieces of stored tensors.
         left: stored tensors that keep their own names, since the other layout has none → why.
-        quantised: which stored tensors are scaled where they are read, and which are no tensors of the model.
+        quantised: which stored tensors are scaled where they are read, and which are no tensors of the model;
+            where it is the source of components alone, of the latter only what is of those.
     """
 
     tensors: Mapping[str, Made]

@@ -476,6 +476,30 @@ def test_a_component_taken_from_a_scaled_model_is_scaled(form: str, tmp_path: Pa
     assert equal(*results)
 
 
+def test_of_a_scaled_source_only_what_stands_beside_the_components_taken_is_listed(
+    tmp_path: Path, cache: Path
+) -> None:
+    tensors = as_single_file("sd1", read(demo_model("photo", cache)))
+    stored, _ = in_fp8(tensors, by_row=False)
+    stored["model.diffusion_model.scaled_fp8"] = torch.zeros(0, dtype=torch.float8_e4m3fn)
+    save_file(stored, tmp_path / "fp8.safetensors")
+    prefixes = {"vae": "first_stage_model.", "text_encoder": "cond_stage_model."}
+    beside = {key for key in stored if key.endswith(("scale_weight", "scaled_fp8"))}
+    own = {one: {key for key in beside if key.startswith(prefix)} for one, prefix in prefixes.items()}
+
+    def listed(*components: str, b: str = "demo:anime") -> set[str]:
+        tree = copy(
+            models={"a": "demo:base", "b": b}, components=dict.fromkeys(components, "fp8.safetensors")
+        )
+        plan = planned(tree, tmp_path, cache)
+        assert len(plan.resolved.models) == (2 if b == "fp8.safetensors" else 3)
+        return {key for reason, keys in plan.dropped.items() if "fp8" in reason for key in keys}
+
+    assert listed("vae") == own["vae"] != set()
+    assert listed("text_encoder", "vae") == own["vae"] | own["text_encoder"]
+    assert listed("vae", b="fp8.safetensors") == beside
+
+
 def test_a_unet_alone_in_a_format_that_is_not_read_is_refused(tmp_path: Path, cache: Path) -> None:
     unet = load_file(next((demo_model("photo", cache) / "unet").glob("*.safetensors")))
     key = next(key for key in unet if key.endswith("attn1.to_q.weight"))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers.schedulers
 import pytest
 import torch
 from diffusers import DiffusionPipeline, EDMEulerScheduler, EulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from runner.architectures.configs import TAKE_ZERO_SNR
 from runner.demo import demo_model
 from runner.errors import IncompatibleError
 from runner.imports.own import read as read_recipe_of
@@ -265,6 +268,38 @@ def test_diffusers_reads_the_stated_end_of_the_noise_schedule(sdxl: Path, tmp_pa
     # What is left of the image at the last step: nothing but what keeps it from a division by 0.
     assert float(scheduler.alphas_cumprod[-1]) == 2**-24
     assert scheduler.config.prediction_type == "v_prediction"
+    scheduler.set_timesteps(5)
+    assert scheduler.timesteps[0] == 999
+    stated = {**V_CONFIG, "timestep_spacing": "trailing"}
+    assert config_of(folder) == {**config_of(sdxl / "photo"), **stated}
+
+
+@pytest.mark.parametrize("name", ["PNDMScheduler", "HeunDiscreteScheduler"])
+@pytest.mark.parametrize("config", [{"prediction_type": "v_prediction"}, V_CONFIG], ids=["plain", "zero"])
+def test_a_scheduler_that_does_not_take_the_stated_end_of_the_noise_schedule_is_refused(
+    small: Path, tmp_path: Path, name: str, config: dict[str, object]
+) -> None:
+    folder = with_scheduler(small / "v_plain", tmp_path / "odd", _class_name=name, **config)
+    tree = mix(folder, "v_plain", zero_terminal_snr=True)
+    assert f'"{name}", which does not take it' in refusal(tree, small)
+    with pytest.raises(IncompatibleError) as raised:
+        planned(tree, small)
+    assert "output.config: FOLDER" in str(raised.value.hint)
+    plan = planned({**tree, "output": {"config": str(small / "v_plain")}}, small)
+    assert json.loads(plan.layout.texts[SCHEDULER])["rescale_betas_zero_snr"] is True
+    # As long as the recipe does not ask for it, what is there is left.
+    untouched = planned(mix(folder, "v_plain"), small)
+    assert json.loads(untouched.layout.texts[SCHEDULER]) == config_of(folder)
+
+
+def test_the_schedulers_that_take_the_end_of_the_noise_schedule_are_those_of_diffusers() -> None:
+    classes = {name: getattr(diffusers.schedulers, name) for name in dir(diffusers.schedulers)}
+    found = {
+        name
+        for name, one in classes.items()
+        if isinstance(one, type) and "rescale_betas_zero_snr" in inspect.signature(one.__init__).parameters
+    }
+    assert found == TAKE_ZERO_SNR
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import runner.reading
 from runner.architectures import ARCHITECTURES
 from runner.checkpoint import Layout, OutputFile
 from runner.demo import demo_model
@@ -201,6 +204,40 @@ def test_what_ranks_need_of_the_whole_model_is_measured_as_the_merge_measures_it
     assert surveyed == [1]
     with pytest.raises(OutOfMemoryError, match="what is measured over the model: no memory"):
         measure_ranks(plan, placement, lambda count: None)
+
+
+def test_an_interruption_ends_what_is_measured_over_the_model(
+    surveyed: list[int], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = {"method": "test_survey", "models": {"a": "demo:base", "b": "demo:anime"}}
+    models = {"base": "demo:base", "model": inner}
+    plan = planned(RECIPE | {"models": models, "rank": {"default": 0, "M00": 4}}, tmp_path, cache)
+    real, shutdown = runner.reading.read_into, ThreadPoolExecutor.shutdown
+    at_work, leaving = threading.Event(), threading.Event()
+    reads: list[int] = []
+
+    def read_into(*arguments: Any) -> None:
+        reads.append(1)
+        at_work.set()
+        assert leaving.wait(20)
+        real(*arguments)
+
+    def result(future: Future[None]) -> None:
+        assert at_work.wait(20)  # the signal comes while the first tile is read
+        raise KeyboardInterrupt
+
+    def joined(pool: ThreadPoolExecutor, *arguments: Any, **named: Any) -> None:
+        leaving.set()
+        shutdown(pool, *arguments, **named)
+
+    monkeypatch.setattr(runner.reading, "read_into", read_into)
+    monkeypatch.setattr(Future, "result", result)
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", joined)
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        measure_ranks(plan, place(plan, Devices(("cpu",)), None, 2, 32768), lambda count: None)
+    assert len(reads) == 1
+    assert threading.active_count() == before
 
 
 def test_nan_is_named_where_it_is_found(cache: Path, tmp_path: Path) -> None:

@@ -308,7 +308,7 @@ def _sd_scheduler(prediction: str, zero: bool, specs: Specs) -> Config | None:
         return None
     word = PREDICTION_WORDS[prediction]
     config = {"_class_name": "DDIMScheduler", **common, "clip_sample": False, "prediction_type": word}
-    return config | (_ZERO_SNR if zero else {})
+    return config | (ZERO_SNR if zero else {})
 
 
 def _xl_scheduler(prediction: str, zero: bool, specs: Specs) -> Config | None:
@@ -316,11 +316,20 @@ def _xl_scheduler(prediction: str, zero: bool, specs: Specs) -> Config | None:
         return None
     word = PREDICTION_WORDS[prediction]
     config = {"_class_name": "EulerDiscreteScheduler", **VERSION, **_BETAS, "prediction_type": word}
-    return config | (_ZERO_SNR if zero else {"timestep_spacing": "leading"})
+    return config | (ZERO_SNR if zero else {"timestep_spacing": "leading"})
 
 
-# Such models begin at a step that is noise alone.
-_ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+# Models with zero terminal SNR begin at a step that is noise alone.
+ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+# The classes of diffusers that take it; the others pass over it without a word.
+TAKE_ZERO_SNR = frozenset(
+    f"{name}Scheduler"
+    for name in (
+        *("DDIM", "DDIMInverse", "DDIMParallel", "CogVideoXDDIM", "DDPM", "DDPMParallel"),
+        *("DPMSolverMultistep", "CogVideoXDPM", "EulerDiscrete", "EulerAncestralDiscrete"),
+        *("UniPCMultistep", "LCM", "TCD"),
+    )
+)
 
 
 def _flow_scheduler(prediction: str, zero: bool, specs: Specs) -> Config | None:

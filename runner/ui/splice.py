@@ -18,12 +18,12 @@ import yaml
 from runner.errors import KeyPath, RecipeError
 from runner.guard import read_text
 from runner.imports.recipe_text import yaml_lines, yaml_text, yaml_value
-from runner.recipe import RECIPE_KEYS
+from runner.recipe import RECIPE_KEYS, RESULT_KEYS
 
 # The order of the fields of a merge in a recipe that does not have them yet: these, its parameters, what is
 # allowed in it, and what is said of the result.
 _FIRST = ("defaults", "description", "author", "license", "method", "compat", "models")
-_LAST = ("components", "compute_dtype", "prediction_type", "output")
+_LAST = (*(key for key in RESULT_KEYS if key not in (*_FIRST, "output")), "output")
 _COMMENT = re.compile(r"^[ \t]*(#.*?)[ \t]*$", re.MULTILINE)
 
 

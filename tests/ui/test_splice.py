@@ -168,6 +168,8 @@ def test_a_text_that_is_no_recipe_is_refused_and_not_touched() -> None:
 
 def test_parameters_and_policies_come_before_what_is_said_of_the_result() -> None:
     text = "method: weighted_sum\nmodels: {a: x, b: y}\nprediction_type: epsilon\noutput: {name: z}\n"
-    text = with_value(with_value(text, ("missing",), "keep"), ("alpha",), 0.3)
+    for key, value in {"zero_terminal_snr": True, "missing": "keep", "alpha": 0.3}.items():
+        text = with_value(text, (key,), value)
     keys = [line.partition(":")[0] for line in text.splitlines()]
-    assert keys == ["method", "models", "alpha", "missing", "prediction_type", "output"]
+    said = ["prediction_type", "zero_terminal_snr", "output"]
+    assert keys == ["method", "models", "alpha", "missing", *said]
