@@ -95,7 +95,7 @@ def find_inputs(
         raise CannotReplayError(
             "\n".join(map(_lacking, lacking)),
             tag="INPUT-GONE",
-            hint=f"looked in {', '.join(str(root.path) for root in settings.library.roots)}; "
+            hint=f"looked in {', '.join(str(root.path) for root in finder.library.roots)}; "
             "models_dir=FOLDER or 'model_folders=[...]' names others",
         )
     return there, finder.computed
