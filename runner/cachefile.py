@@ -1,4 +1,7 @@
-"""Small JSON files in the user's cache: read if they are sound, added to by several runs at once."""
+"""Files that several runs may write at once: JSON in the user's cache, and the lock of any folder.
+
+Entries of the cache are read if they are sound, and added without losing those of other runs.
+"""
 
 from __future__ import annotations
 

@@ -21,8 +21,9 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from runner.errors import KeyPath, Location, RecipeError, UsageError, nearest, quote
+from runner.errors import KeyPath, Location, RecipeError, UsageError, escape, nearest, quote
 from runner.guard import RecipeFile, read_recipe
 from runner.lockfile import SUFFIX
 from runner.references import References
@@ -184,11 +185,11 @@ def recipe_of(config: DictConfig, choice: str, overrides: Sequence[str]) -> Comp
     """
     chosen = _chosen(overrides)
     layers = _layers(choice, (), (), chosen)
-    _laid(layers)
     last = Location(layers[-1][0].label)
     for place in sorted(chosen.keys() - {prefix for _, prefix in layers}):  # in no file's defaults
         layers += _layers(chosen[place], place, (), chosen)
     written = _written(layers)
+    _check_kinds(layers)
     overridden = [
         tuple(override.lstrip("+~").partition("=")[0].split("."))[1:]
         for override in overrides
@@ -222,7 +223,18 @@ def recipe_in(file: RecipeFile) -> ComposedRecipe:
                     f"{layer.label}: defaults: no recipe {quote(parent)}{nearest(parent, recipe_names())}"
                 )
     locate = functools.partial(_written_at, _written(layers), Location(file.label))
-    resolved = References(_laid(layers), locate).resolved()
+    _check_kinds(layers)
+    # As Hydra lays them, which looks through references and at "???" in its own way.
+    config = OmegaConf.create({"recipe": {}})
+    for layer, prefix in layers:
+        try:
+            config.merge_with({"recipe": _placed(layer, prefix)})
+        except OmegaConfBaseException as error:  # behind a reference
+            reason = escape(str(error.msg).partition("\n")[0])
+            raise RecipeError(
+                f"{layer.label}: what is laid over each other does not fit: {reason}"
+            ) from error
+    resolved = References(OmegaConf.to_container(config.recipe, resolve=False), locate).resolved()
     return ComposedRecipe(file.name, resolved, [layer for layer, _ in layers], (), locate)
 
 
@@ -240,19 +252,19 @@ def _written(layers: Layers) -> dict[KeyPath, Location]:
     }
 
 
-def _laid(layers: Layers) -> dict[str, Any]:
-    """What files say that are laid over each other: mappings are joined, all else is replaced.
-
-    Raises:
-        RecipeError: a list over a mapping, or a mapping over a list.
-    """
+def _check_kinds(layers: Layers) -> None:
+    """Raises: RecipeError if a list is laid over a mapping, or a mapping over a list."""
     laid: dict[str, Any] = {}
     for file, prefix in layers:
-        tree: Any = file.tree
-        for key in reversed(prefix):
-            tree = {key: tree}
-        laid = _over(laid, tree, (), file, prefix)
-    return laid
+        laid = _over(laid, _placed(file, prefix), (), file, prefix)
+
+
+def _placed(file: RecipeFile, prefix: tuple[str, ...]) -> Mapping[str, Any]:
+    """What a file says, at the key path it is laid at."""
+    tree = file.tree
+    for key in reversed(prefix):
+        tree = {key: tree}
+    return tree
 
 
 def _over(below: Any, above: Any, path: KeyPath, file: RecipeFile, prefix: tuple[str, ...]) -> Any:
@@ -268,7 +280,7 @@ def _over(below: Any, above: Any, path: KeyPath, file: RecipeFile, prefix: tuple
         where = _written_at(file.locations, Location(file.label), path[len(prefix) :])
         name = ".".join(map(str, path))
         raise RecipeError(
-            f"{where}: {quote(name)}: {new} cannot be laid over {old} of a recipe that it inherits;"
+            f"{where}: {quote(name)}: {new} cannot be laid over {old} of a recipe that it is laid over;"
             " write it as that does"
         )
     return above
@@ -285,7 +297,7 @@ def _written_at(written: Mapping[KeyPath, Location], last: Location, path: KeyPa
 def _can_be_laid(file: RecipeFile) -> bool:
     """Whether Hydra may see a recipe: its defaults lead to few files that fit, and not back to itself."""
     try:
-        _laid(_layers_of(file, (), (), {}))
+        _check_kinds(_layers_of(file, (), (), {}))
     except RecipeError:
         return False
     return True

@@ -140,7 +140,7 @@ class Settings:
 
     @property
     def library(self) -> Library:
-        """The models there are, looked for anew: what one job asks, it asks of one library."""
+        """The models there are: a library of its own each time, which looks for them anew."""
         from runner.library.lookup import Library  # here: the schema is read for --help too
 
         return Library((self.models_dir, *self.model_folders), self.cache_dir)

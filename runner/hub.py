@@ -67,10 +67,11 @@ def parse_name(text: str) -> HubName:
             tag="HUB",
         )
     if file and not is_model_file(file):
-        hint = f"for a pipeline write hf:{match['repository']}"
-        if match["revision"]:
-            branch = f"{revision}/{file}".replace("/", _SLASH)
-            hint = f"a slash in the name of a branch is written {_SLASH}: hf:{match['repository']}@{branch}"
+        pipeline = text.removesuffix(f"/{file}")
+        hint = f"for a pipeline write {pipeline}"
+        if match["revision"] and revision != "main" and not revision.startswith("refs/pr/"):
+            branch = _SLASH.join([pipeline, *file.split("/")])
+            hint += f"; a slash in the name of a branch is written {_SLASH}: {branch}"
         raise InputError(
             f"{quote(text)}: a path in a repository is that of a file, {', '.join(SUFFIXES)}",
             tag="HUB",

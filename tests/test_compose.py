@@ -570,9 +570,60 @@ def test_a_list_and_a_mapping_over_each_other_are_one_line_that_says_where(
         child=f"defaults: [base]\nalpha: {above}\n",
         heir="defaults: [child]\n",
     )
-    expected = f'child.yaml:2:1: "alpha": {said} of a recipe that it inherits; write it as that does'
+    expected = f'child.yaml:2:1: "alpha": {said} of a recipe that it is laid over; write it as that does'
     for name in ("child", "heir"):
         assert refused(name) == in_memory(folder, name) == [expected]
+
+
+def test_the_problems_of_a_file_are_told_before_values_that_do_not_fit(write: Write) -> None:
+    folder = write(
+        base=BASE.replace("0.3", "{default: 0.3}"),
+        other=BASE.replace("0.3", "[0.5]"),
+        third=BASE + "x: !!binary aGk=\n",
+        child="defaults: [base, other, third]\n",
+    )
+    assert refused("child") == in_memory(folder, "child")
+    assert "third.yaml:4" in refused("child")[0]
+
+
+@pytest.mark.parametrize(
+    ("below", "above"),
+    [
+        ("alpha: 1", "alpha: ???"),
+        ("alpha: ???", "alpha: 1"),
+        ("alpha: ${.c}\nc: 0.5", "alpha: {default: 1}"),
+        ("alpha: ${.c}\nc: {vae: 0.5}", "alpha: {default: 1}"),
+        ("alpha: ${recipe.c}\nc: {vae: 0.5}", "alpha: {default: 1}"),
+        ("alpha: {default: 1}", "alpha: ${.c}\nc: 0.5"),
+        ("alpha: {default: 1}", "alpha: null"),
+        ("alpha: null", "alpha: {default: 1}"),
+        ("alpha: [1, 2, 3]", "alpha: [4]"),
+        ("alpha: {vae: {default: 1}}", "alpha: {vae: {default: '???'}}"),
+    ],
+)
+def test_values_are_laid_over_each_other_in_memory_as_hydra_does(
+    write: Write, below: str, above: str
+) -> None:
+    folder = write(
+        base=f"method: weighted_sum\nmodels: {{a: x, b: y}}\n{below}\n",
+        child=f"defaults: [base]\n{above}\n",
+    )
+    assert recipe_in(read_recipe(folder / "child.yaml", "child")).tree == composed("child").tree
+
+
+@pytest.mark.parametrize(
+    ("below", "above"),
+    [("alpha: ${.c}\nc: [1]", "alpha: {default: 1}"), ("alpha: ${.c}\nc: {vae: 1}", "alpha: [1]")],
+)
+def test_what_does_not_fit_behind_a_reference_is_refused(write: Write, below: str, above: str) -> None:
+    folder = write(
+        base=f"method: weighted_sum\nmodels: {{a: x, b: y}}\n{below}\n",
+        child=f"defaults: [base]\n{above}\n",
+    )
+    done = command(folder, "recipe=child")
+    for line in (done.stderr.splitlines()[0], *in_memory(folder, "child")):
+        assert "what is laid over each other does not fit" in line
+    assert done.returncode == 3
 
 
 def test_a_list_over_a_mapping_of_a_model_on_the_command_line_is_one_line(write: Write) -> None:

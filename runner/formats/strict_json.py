@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from itertools import accumulate
 from typing import Any
 
 from runner.errors import InputError, escape, quote
@@ -53,7 +54,7 @@ def parse_object(content: bytes, label: str) -> dict[str, Any]:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise refuse(f"not UTF-8 at byte {error.start}") from error
-    if _depth(text) > MAX_DEPTH:
+    if _depth(content) > MAX_DEPTH:
         raise refuse(f"nested more than {MAX_DEPTH} deep")
     long = b"0" * (MAX_DIGITS + 1) in content.translate(_DIGITS)
     try:
@@ -74,26 +75,28 @@ def parse_object(content: bytes, label: str) -> dict[str, Any]:
     return value
 
 
-_BRACKETS = b"[]{}"
-_NO_BRACKETS = bytes(byte for byte in range(256) if byte not in _BRACKETS)
+_STEPS = {b"["[0]: 1, b"{"[0]: 1, b"]"[0]: -1, b"}"[0]: -1}
+_NO_MARKS = bytes(byte for byte in range(256) if byte not in b'"[]{}')
 _DIGITS = bytes(b"0"[0] if byte in b"0123456789" else b" "[0] for byte in range(256))
+_SLICE = 1 << 12
 
 
-def _depth(text: str) -> int:
+def _depth(content: bytes) -> int:
     """How deep brackets nest, without recursion, in text that may be no JSON."""
-    if "\\" in text:  # what is escaped ends no string
-        text = text.replace("\\\\", "").replace('\\"', "")
-    outside = "".join(text.split('"')[::2])
-    left = brackets = outside.encode().translate(None, _NO_BRACKETS)
-    for taken in range(MAX_DEPTH + 1):  # each time all innermost pairs of a kind, so at most one level
-        if not left:
-            return taken
-        left = left.replace(b"[]", b"") if taken % 2 == 0 else left.replace(b"{}", b"")
-    deepest = depth = 0  # deeper, or no JSON: counted one by one
-    for bracket in brackets:
-        depth += 1 if bracket in b"[{" else -1
-        deepest = max(deepest, depth)
-    return deepest
+    if b"\\" in content:  # what is escaped ends no string
+        content = content.replace(b"\\\\", b"").replace(b'\\"', b"")
+    brackets = _outside_strings(content.translate(None, _NO_MARKS))
+    return max(accumulate(map(_STEPS.__getitem__, brackets)), default=0)
+
+
+def _outside_strings(marks: bytes) -> bytes:
+    """Brackets and quotes without the quotes and what is between them."""
+    found, inside = bytearray(), 0
+    for begin in range(0, len(marks), _SLICE):  # each piece between quotes is an object
+        pieces = marks[begin : begin + _SLICE].split(b'"')
+        found += b"".join(pieces[inside::2])
+        inside ^= (len(pieces) - 1) % 2
+    return bytes(found)
 
 
 def _has_surrogate(value: Any) -> bool:

@@ -18,6 +18,7 @@ from runner.proof.replay import CANNOT, Replay, recipe_of, replay
 from runner.proof.verify import (
     MISMATCH,
     UNPROVEN,
+    WRONG,
     Verification,
     inputs_found,
     total_bytes,
@@ -62,10 +63,17 @@ def verify_job(settings: Settings) -> dict[str, Any]:
     }
     say(json.dumps(answer, indent=1, ensure_ascii=False) if job.json else _told(places.model, found))
     if code:
-        why = next((f"{f.part}: {f.text}" for f in found.findings if f.verdict == "WRONG"), "")
-        reason = why or "no .tensors.json, run.json or statement vouches for it"
-        raise MismatchError(clip(f"{word}: {reason}"), tag=word)
+        raise MismatchError(clip(f"{word}: {_reason(found)}"), tag=word)
     return {"word": word, "sha256": found.sha256}
+
+
+def _reason(found: Verification) -> str:
+    """Why a model is not proven."""
+    wrong = [one for one in found.findings if one.verdict == WRONG]
+    if not wrong and not found.witnesses:
+        return "no .tensors.json, run.json, statement or signature (job.key=) vouches for it"
+    first = (wrong or found.lacking)[0]
+    return f"{first.part}: {first.text}"
 
 
 def _source(settings: Settings) -> Path:

@@ -95,7 +95,7 @@ def find_inputs(
         raise CannotReplayError(
             "\n".join(map(_lacking, lacking)),
             tag="INPUT-GONE",
-            hint=f"looked in {', '.join(str(root.path) for root in settings.library.roots)}; "
+            hint=f"looked in {', '.join(str(root.path) for root in finder.library.roots)}; "
             "models_dir=FOLDER or 'model_folders=[...]' names others",
         )
     return there, finder.computed
@@ -127,8 +127,10 @@ def recipe_of(said: Recorded) -> Recipe:
 
 def _unknown(said: Recorded, reason: str) -> CannotReplayError:
     lines = "\n".join(f"{CANNOT}: {line}" for line in reason.split("\n"))
-    version = said.content.get("run", {}).get("versions", {}).get("runner") if said.kind == RECORD else None
-    hint = f"it was made by runner {version}" if isinstance(version, str) else None
+    version: Any = said.content if said.kind == RECORD else None
+    for name in ("run", "versions", "runner"):
+        version = version.get(name) if isinstance(version, Mapping) else None
+    hint = f"it was made by runner {escape(version)}" if isinstance(version, str) else None
     return CannotReplayError(lines, tag="VERSION", hint=hint)
 
 
@@ -245,10 +247,10 @@ def replay(
 
 def _record_like(said: Recorded) -> RunRecord:
     """A record that names the files of the recipe as the one that is replayed."""
-    listed = said.content["deterministic"].get("recipe_files", []) if said.kind == RECORD else []
+    listed = said.content["deterministic"].get("recipe_files") if said.kind == RECORD else None
     files = [
         RecipeFile(one["name"], one["name"], one["sha256"])
-        for one in listed
+        for one in (listed if isinstance(listed, list) else ())
         if isinstance(one, Mapping) and {str} == {type(one.get(part)) for part in ("name", "sha256")}
     ]
     return RunRecord(files, ())

@@ -71,8 +71,12 @@ class Verification:
         """What it comes to."""
         if any(one.verdict == WRONG for one in self.findings):
             return MISMATCH
-        lacking = any(one.part.startswith("input ") and one.verdict == ABSENT for one in self.findings)
-        return VERIFIED if self.witnesses and not lacking else UNPROVEN
+        return VERIFIED if self.witnesses and not self.lacking else UNPROVEN
+
+    @property
+    def lacking(self) -> list[Finding]:
+        """The recorded inputs that are not there."""
+        return [one for one in self.findings if one.part.startswith("input ") and one.verdict == ABSENT]
 
     def add(self, part: str, right: bool, text: str = "") -> None:
         """Notes a comparison; the text only says what is wrong."""

@@ -128,10 +128,10 @@ def why_no_vae(facts: Facts | None, primary: Facts | None) -> str:
         facts: of the model; None: not known.
         primary: the first model of the recipe; None: not known.
     """
-    if facts is None or facts.kind == "vae":
+    if facts is None:
         return ""
-    if facts.problem:
-        return facts.problem
+    if facts.problem or facts.kind == "vae":
+        return facts.problem or ""
     if facts.kind == "lora" or facts.kind in _PARTS:
         return f"a {facts.kind.replace('_', ' ')} has no VAE"
     return _of_another(facts, primary) if primary and facts.architecture != primary.architecture else ""

@@ -158,13 +158,16 @@ class Form(VerticalScroll):
         self.query_one("#formula", Static).update(method.summary if method else unknown)
         for role in draft.roles(at):
             value = draft.value((*at, "models", role))
-            mark = "" if value is None or described(value) not in self.gone else "✗ gone: "
-            text = f"{mark}{described(value)}" if value is not None else "· choose a model"
-            self.query_one(f"#role-{role}", Button).label = Text(f"{text} ▾")
+            self.query_one(f"#role-{role}", Button).label = self._label(value, "choose a model")
         for parameter in method.parameters.values() if method else ():
             self._update_parameter(parameter)
         if at == ():
             self._update_output()
+
+    def _label(self, model: Any, without: str) -> Text:
+        """What the button of a model says: which it is, and whether it is still there."""
+        name = described(model) or f"· {without}"
+        return Text(f"{'✗ gone: ' if name in self.gone else ''}{name} ▾")
 
     def _update_parameter(self, parameter: Parameter) -> None:
         name, path = parameter.name, (*self.at, parameter.name)
@@ -192,8 +195,7 @@ class Form(VerticalScroll):
             value = output.get(key)
             self.query_one(f"#output-{key}", Select).value = value if value in known else Select.NULL
         vae = self.draft.value(("components", "vae"))
-        said = described(vae) if vae is not None else "· merged like the rest"
-        self.query_one("#vae", Button).label = Text(f"{said} ▾")
+        self.query_one("#vae", Button).label = self._label(vae, "merged like the rest")
         mark = "☑" if self.draft.value(("force",)) is True else "☐"
         self.query_one("#force", Button).label = Text(f"{mark} merge what fits of models that differ")
 

@@ -112,15 +112,15 @@ def save(path: Path, text: str, known: str) -> Stored:
     content = text.encode("utf-8", "surrogateescape")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with alone_in(path.parent):
+            found = _on_disk(path)
+            if found != known:
+                what = "was changed by somebody else" if found and known else "is there already"
+                what = what if found else "was removed by somebody else"
+                raise BusyError(f"{path.name} {what}; nothing was written", hint="save it under another name")
+            write_file(path, content)
     except OSError as error:
         raise OutputError(f"{quote(path.parent)}: {error.strerror}") from error
-    with alone_in(path.parent):
-        found = _on_disk(path)
-        if found != known:
-            what = "was changed by somebody else" if found and known else "is there already"
-            what = what if found else "was removed by somebody else"
-            raise BusyError(f"{path.name} {what}; nothing was written", hint="save it under another name")
-        write_file(path, content)
     return Stored(path.stem, path, text, _digest(content))
 
 

@@ -43,9 +43,9 @@ class Watch:
 
 def _names(draft: Draft) -> list[str]:
     found = []
-    for merge in draft.merges():
-        for model in draft.merge((*merge, "models")).values():
-            source = model.get("source") if isinstance(model, dict) else model
-            if isinstance(source, str) and not source.startswith(NAMED):
-                found.append(source)
+    places = [*((*merge, "models") for merge in draft.merges()), ("components",)]
+    for model in (model for place in places for model in draft.merge(place).values()):
+        source = model.get("source") if isinstance(model, dict) else model
+        if isinstance(source, str) and not source.startswith(NAMED):
+            found.append(source)
     return found

@@ -214,6 +214,31 @@ def test_a_large_header_takes_time_and_memory_in_proportion(tmp_path: Path) -> N
     assert peak < max(64 << 20, 12 * len(header))
 
 
+@pytest.mark.parametrize(
+    ("begin", "costly", "end", "factor"),
+    [
+        ('{"a":', '\u0100"', "", 12),
+        ('{"a":', '\u0100"["', "", 12),
+        ('{"a":"', '\\"', '"}', 12),
+        ('{"\U0001f600":[', "[" * 29 + "]" * 29 + ",", "1]}", 50),
+        ('{"\U0001f600":[', '{"":{}},', "1]}", 50),
+        ('{"a":[', "[],", "1]}", 50),
+    ],
+)
+def test_a_header_that_is_made_to_be_costly_takes_memory_in_proportion(
+    tmp_path: Path, begin: str, costly: str, end: str, factor: int
+) -> None:
+    header = (begin + costly * ((1 << 18) // len(costly.encode())) + end).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(raw(header))
+    tracemalloc.start()
+    with pytest.raises(InputError):
+        read_header(look(path, "x"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < factor * len(header)
+
+
 def test_more_tensors_than_any_model_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_TENSORS == 250_000
     monkeypatch.setattr(reader, "MAX_TENSORS", 100)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from runner.canonical import canonical_json
+from runner.canonical import canonical_digest, canonical_json
 from runner.config import Job
 from runner.errors import RunnerError, UsageError
 from runner.place import Devices
@@ -266,6 +266,29 @@ def test_a_recipe_with_what_this_version_does_not_know_cannot_be_replayed(
     found = answer(run / f"{NAME}.intoto.json", capsys, models=tmp_path)
     assert (found["word"], found["exit_code"]) == ("CANNOT REPLAY", 11)
     assert re.search("no_such|float128", str(found["reasons"]))
+
+
+@pytest.mark.parametrize("told", [None, [], "x", {"versions": []}, {"versions": {"runner": 7}}])
+def test_what_a_record_says_of_versions_may_be_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], told: Any
+) -> None:
+    run = made(tmp_path)
+    record = json.loads((run / "run.json").read_text().replace('"weighted_sum"', '"no_such_method"'))
+    record["run"] = told
+    record["deterministic"]["recipe_sha256"] = canonical_digest(record["deterministic"]["recipe"])
+    (run / "run.json").write_text(json.dumps(record))
+    assert answer(run, capsys)["word"] == "CANNOT REPLAY"
+
+
+@pytest.mark.parametrize("listed", [7, "x", {"x": 1}, [7, {"name": []}]])
+def test_the_recipe_files_that_a_record_lists_may_be_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], listed: Any
+) -> None:
+    run = made(tmp_path)
+    record = json.loads((run / "run.json").read_text())
+    record["deterministic"]["recipe_files"] = listed
+    (run / "run.json").write_text(json.dumps(record))
+    assert answer(run, capsys)["word"] in ("IDENTICAL", "DIFFERENT")
 
 
 def test_a_model_of_another_tool_and_a_run_that_failed_cannot_be_replayed(

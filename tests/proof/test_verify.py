@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from runner.checkpoint import SIDECAR
 from runner.config import Job
 from runner.demo import demo_model
-from runner.errors import InputError, UsageError
+from runner.errors import InputError, MismatchError, UsageError
 from runner.proof.job import verify_job
 from tests.build import flip, write_models
 from tests.proof.build import NAME, answer_of, edited, made
@@ -83,6 +83,19 @@ def test_the_content_hash_alone_finds_a_flipped_bit(
     assert answer(alone, capsys, proof=True)["exit_code"] == 10
     flip(alone, -1)
     assert wrong(answer(alone, capsys)) == ["hash of the data in the header"]
+
+
+def test_what_a_proof_lacks_is_said(tmp_path: Path) -> None:
+    run = made(tmp_path)
+    (tmp_path / "alone.safetensors").write_bytes((run / NAME).read_bytes())
+    (tmp_path / "a.safetensors").unlink()
+    for source, inputs, words in (
+        (tmp_path / "alone.safetensors", False, r"statement or signature \(job.key=\) vouches for it"),
+        (run, True, 'UNPROVEN: input a: "a.safetensors", sha256 .*: not found'),
+    ):
+        job = Job("verify", source=source, proof=True, inputs=inputs)
+        with pytest.raises(MismatchError, match=words):
+            verify_job(settings(tmp_path, job=job))
 
 
 def test_a_model_of_another_tool_is_unproven(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -224,10 +224,12 @@ def test_a_model_that_vanishes_is_shown_as_gone(cache: Path, folder: Path) -> No
             await until(pilot, lambda: len(app.models) == 2 and all(one.facts for one in app.models))
             await choose(pilot, "#role-a", "first")
             await choose(pilot, "#role-b", "second")
+            await choose(pilot, "#vae", "second")
             await checked(pilot, app)
             assert not app.checked.problems
             (folder / "second.safetensors").unlink()
             await until(pilot, lambda: "gone" in app.query_one("#role-b", Button).label.plain)
+            assert "gone" in app.query_one("#vae", Button).label.plain
             await until(pilot, lambda: "second.safetensors" in says(app, "#mistakes"))
             write_models(folder, second=2)
             await until(pilot, lambda: "gone" not in app.query_one("#role-b", Button).label.plain)

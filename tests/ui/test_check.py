@@ -128,6 +128,7 @@ def test_why_a_model_does_not_fit(facts: Facts | None, method: str, primary: Fac
         (Facts("lora", "sd1"), "a lora has no VAE"),
         (Facts("text_encoder", "sd1"), "a text encoder has no VAE"),
         (Facts("checkpoint", problem="it is cut off"), "it is cut off"),
+        (Facts("vae", problem="it is cut off"), "it is cut off"),
     ],
 )
 def test_why_a_model_gives_no_vae(facts: Facts | None, reason: str) -> None:

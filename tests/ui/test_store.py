@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from runner.errors import BusyError, InputError, UsageError
+from runner.errors import BusyError, InputError, OutputError, UsageError
 from runner.ui import store
+from tests.command import bound_by_permissions, process
 
 
 @pytest.fixture(autouse=True)
@@ -82,3 +84,31 @@ def test_a_name_too_long_for_a_file_is_that_of_no_recipe() -> None:
 def test_separators_alone_name_no_folder_of_recipes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUNNER_RECIPES", os.pathsep)
     assert store.own_folder() == folder / "recipes"
+
+
+SAVE = """
+from runner.errors import OutputError
+from runner.ui import store
+try:
+    store.save(store.path_of("mix"), "mine", "")
+except OutputError as error:
+    print(error.message)
+"""
+
+
+@pytest.mark.parametrize("mode", [0o300, 0o000])
+def test_a_folder_that_cannot_be_listed_is_said(folder: Path, mode: int) -> None:
+    (folder / "recipes").mkdir(mode)
+    done = process(folder, *bound_by_permissions(), sys.executable, "-c", SAVE)
+    (folder / "recipes").chmod(0o700)
+    assert done.stdout == f'"{folder}/recipes": Permission denied\n', done.stderr
+
+
+@pytest.mark.parametrize("below", ["", "x"])
+def test_a_file_where_the_folder_would_be_is_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, below: str
+) -> None:
+    (folder / "file").touch()
+    monkeypatch.setenv("RUNNER_RECIPES", str(folder / "file" / below))
+    with pytest.raises(OutputError, match="file"):
+        store.save(store.path_of("mix"), "mine", "")
