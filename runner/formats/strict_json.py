@@ -11,6 +11,8 @@ from typing import Any
 from runner.errors import InputError, escape, quote
 
 MAX_DEPTH = 32
+# Lists and objects take up to thirty times the bytes of their text; real ones have keys and numbers in them.
+MANY, BYTES_EACH = 1 << 16, 16
 MAX_DIGITS = 400  # of one number: Python refuses integers of more than 4300 with an error of its own
 
 
@@ -23,7 +25,7 @@ def parse_object(content: bytes, label: str) -> dict[str, Any]:
 
     Raises:
         InputError: not strict UTF-8, not JSON, not one object, a name given twice, NaN or
-            Infinity, a lone surrogate, nested too deep.
+            Infinity, a lone surrogate, nested too deep, made of little but brackets.
     """
 
     def refuse(reason: str) -> InputError:
@@ -54,8 +56,12 @@ def parse_object(content: bytes, label: str) -> dict[str, Any]:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise refuse(f"not UTF-8 at byte {error.start}") from error
-    if _depth(content) > MAX_DEPTH:
+    brackets = _brackets(content)
+    if max(accumulate(map(_STEPS.__getitem__, brackets)), default=0) > MAX_DEPTH:
         raise refuse(f"nested more than {MAX_DEPTH} deep")
+    parts = brackets.count(b"[") + brackets.count(b"{")
+    if parts > MANY + len(content) // BYTES_EACH:
+        raise refuse(f"{parts} lists and objects in {len(content)} bytes")
     long = b"0" * (MAX_DIGITS + 1) in content.translate(_DIGITS)
     try:
         value = json.loads(
@@ -81,16 +87,11 @@ _DIGITS = bytes(b"0"[0] if byte in b"0123456789" else b" "[0] for byte in range(
 _SLICE = 1 << 12
 
 
-def _depth(content: bytes) -> int:
-    """How deep brackets nest, without recursion, in text that may be no JSON."""
+def _brackets(content: bytes) -> bytes:
+    """The brackets outside strings, without recursion, of text that may be no JSON."""
     if b"\\" in content:  # what is escaped ends no string
         content = content.replace(b"\\\\", b"").replace(b'\\"', b"")
-    brackets = _outside_strings(content.translate(None, _NO_MARKS))
-    return max(accumulate(map(_STEPS.__getitem__, brackets)), default=0)
-
-
-def _outside_strings(marks: bytes) -> bytes:
-    """Brackets and quotes without the quotes and what is between them."""
+    marks = content.translate(None, _NO_MARKS)
     found, inside = bytearray(), 0
     for begin in range(0, len(marks), _SLICE):  # each piece between quotes is an object
         pieces = marks[begin : begin + _SLICE].split(b'"')

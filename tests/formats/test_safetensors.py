@@ -215,20 +215,23 @@ def test_a_large_header_takes_time_and_memory_in_proportion(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("begin", "costly", "end", "factor"),
+    ("begin", "costly", "end"),
     [
-        ('{"a":', '\u0100"', "", 12),
-        ('{"a":', '\u0100"["', "", 12),
-        ('{"a":"', '\\"', '"}', 12),
-        ('{"\U0001f600":[', "[" * 29 + "]" * 29 + ",", "1]}", 50),
-        ('{"\U0001f600":[', '{"":{}},', "1]}", 50),
-        ('{"a":[', "[],", "1]}", 50),
+        ('{"a":', '\u0100"', ""),
+        ('{"a":', '\u0100"["', ""),
+        ('{"a":"', '\\"', '"}'),
+        ('{"\U0001f600":[', "[" * 29 + "]" * 29 + ",", "1]}"),
+        ('{"\U0001f600":[', '{"":{}},', "1]}"),
+        ('{"a":[', "[],", "1]}"),
+        ('{"a":[', '{"ab":"cd","ef":"gh"},', "1]}"),
+        ('{"a":[', '{"a":0},        ', "1]}"),
+        ('{"a":[', "1.5,", "1]}"),
     ],
 )
 def test_a_header_that_is_made_to_be_costly_takes_memory_in_proportion(
-    tmp_path: Path, begin: str, costly: str, end: str, factor: int
+    tmp_path: Path, begin: str, costly: str, end: str
 ) -> None:
-    header = (begin + costly * ((1 << 18) // len(costly.encode())) + end).encode()
+    header = (begin + costly * ((1 << 20) // len(costly.encode())) + end).encode()
     path = tmp_path / "x.safetensors"
     path.write_bytes(raw(header))
     tracemalloc.start()
@@ -236,7 +239,7 @@ def test_a_header_that_is_made_to_be_costly_takes_memory_in_proportion(
         read_header(look(path, "x"))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < factor * len(header)
+    assert peak < 20 * len(header)
 
 
 def test_more_tensors_than_any_model_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.errors import InputError
-from runner.formats.strict_json import MAX_DEPTH, MAX_DIGITS, parse_object
+from runner.formats.strict_json import MANY, MAX_DEPTH, MAX_DIGITS, parse_object
 
 
 def refusal(text: str) -> str:
@@ -41,6 +41,15 @@ def test_what_nests_as_deep_as_allowed_is_read(depth: int) -> None:
 def test_what_nests_deeper_is_refused(depth: int, begin: str, end: str) -> None:
     text = '{"a": [[]],"b":' + begin * depth + "1" + end * depth + "}"
     assert refusal(text) == f"x: nested more than {MAX_DEPTH} deep"
+
+
+def test_what_is_made_of_little_but_brackets_is_refused() -> None:
+    many = MANY + MANY // 4  # with four bytes each
+    assert len(parse_object(b'{"a":[' + b"[], " * (many - 10) + b"1]}", "x")["a"]) == many - 9
+    assert (
+        refusal('{"a":[' + "[], " * 2 * MANY + "1]}")
+        == f"x: {2 * MANY + 2} lists and objects in {8 * MANY + 9} bytes"
+    )
 
 
 @pytest.mark.parametrize("text", ['{"a": [}', '{"a": 1}}', '{"a": 1}]', "}{", '{"a', '{"a": "\\'])
