@@ -18,6 +18,7 @@ from runner.digests import InputDigests, known_digest, remembered
 from runner.earlier import Finished, finished, finished_output
 from runner.errors import InputError, KeyPath, Location, MismatchError, OutputError, RunnerError, quote
 from runner.files import InputFile, look
+from runner.formats.pickled import check_archive
 from runner.formats.safetensors import read_header
 from runner.locking import Held, held, lock_here, locked_output, with_digests, write_lock
 from runner.origins import layout_with_origins, plan_with_origins
@@ -303,6 +304,8 @@ def build(
             with record.stage("digest"):
                 known = digests.wait()
                 check_sources(plan.resolved, known)
+                for file in plan.resolved.files:
+                    check_archive(file)
                 if lock is not None:
                     lock.check(plan, record, known)
                 layout, card = layout_with_origins(plan, known)

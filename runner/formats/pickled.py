@@ -21,6 +21,7 @@ from runner.formats.restricted_pickle import load
 from runner.formats.safetensors import MAX_KEY_BYTES, MAX_TENSORS
 from runner.formats.torch_names import NAMES, Storage, Storages, StoredTensor
 from runner.formats.torch_zip import Member, Read, members
+from runner.hashes import blocks
 from runner.tensors import TensorSpec
 
 MAX_PICKLE_BYTES = 64 << 20
@@ -102,12 +103,7 @@ def read_saved(file: InputFile) -> tuple[dict[str, tuple[int, TensorSpec]], dict
     """
     size, label = file.identity.size, file.label
     descriptor = file.open()
-
-    def read(at: int, count: int) -> bytes:
-        content = bytearray(count)
-        read_into(descriptor, memoryview(content), at, label)
-        return bytes(content)
-
+    read = _reader(descriptor, label)
     try:
         kind = _kind(read(0, min(size, 512)))
         if kind == "zip":
@@ -130,6 +126,43 @@ def read_saved(file: InputFile) -> tuple[dict[str, tuple[int, TensorSpec]], dict
     ]
     tensors_at = {key: (at, spec) for at, key, spec in sorted(places, key=lambda place: place[:2])}
     return tensors_at, _metadata(saved)
+
+
+def check_archive(file: InputFile) -> None:
+    """Compares all data of a zip archive of torch.save with their checksums; other files have none.
+
+    Raises:
+        InputError: some are damaged.
+    """
+    size, label = file.identity.size, file.label
+    descriptor = file.open()
+    read = _reader(descriptor, label)
+    try:
+        if _kind(read(0, min(size, 512))) != "zip":
+            return
+        for name, member in members(read, size, label).items():
+            crc = 0
+            for block in blocks(
+                descriptor, member.begin, member.begin + member.nbytes, label, lambda _: None
+            ):
+                crc = zlib.crc32(block, crc)
+            if crc != member.crc:
+                raise _damaged(name, label)
+    finally:
+        os.close(descriptor)
+
+
+def _reader(descriptor: int, label: str) -> Read:
+    def read(at: int, count: int) -> bytes:
+        content = bytearray(count)
+        read_into(descriptor, memoryview(content), at, label)
+        return bytes(content)
+
+    return read
+
+
+def _damaged(name: str, label: str) -> InputError:
+    return _malformed(label, f"{name} is damaged: its checksum is wrong")
 
 
 def _read_zip(read: Read, size: int, label: str) -> tuple[object, Mapping[str, int]]:
@@ -164,7 +197,7 @@ def _content(read: Read, member: Member, name: str, label: str) -> bytes:
         raise _malformed(label, f"{name} of {member.nbytes} bytes (at most {MAX_PICKLE_BYTES} are read)")
     content = read(member.begin, member.nbytes)
     if zlib.crc32(content) != member.crc:
-        raise _malformed(label, f"{name} is damaged: its checksum is wrong")
+        raise _damaged(name, label)
     return content
 
 

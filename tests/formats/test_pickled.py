@@ -27,10 +27,11 @@ from runner.formats import READERS
 from runner.formats.pickled import PickledFile, read_pickled
 from runner.formats.safetensors import SafetensorsFile
 from runner.tensors import DTYPES
-from tests.build import merged, planned, random_tensors
+from tests.build import flip, merged, planned, random_tensors
 from tests.command import run
 from tests.formats.test_safetensors import bytes_of, spec_of
 from tests.formats.torch_files import old, plain, state, tensor, text, zipped
+from tests.runs import made, tree
 
 FORMS = pytest.mark.parametrize("form", ["zip", "old"])
 
@@ -195,6 +196,20 @@ def test_a_pickle_called_safetensors_is_never_read_as_one(tmp_path: Path, form: 
     with pytest.raises(InputError, match="pickle") as caught:
         reader.open(path, "x", None)
     assert "call it .ckpt" in str(caught.value.hint)
+
+
+def test_weights_that_are_not_as_their_checksum_says_are_no_input_of_a_merge(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 2)):
+        torch.save(random_tensors(seed), tmp_path / f"{name}.ckpt")
+    models = {"a": "a.ckpt", "b": "b.ckpt"}
+    assert made(tmp_path, "sound", tree(models=models)).path is not None
+    ((offset, spec), *_) = (
+        place for place in read_pickled(look(tmp_path / "b.ckpt", "b")).values() if place[1].nbytes
+    )
+    flip(tmp_path / "b.ckpt", offset + spec.nbytes - 1)
+    with pytest.raises(InputError, match=r"b\.ckpt: data/\d+ is damaged: its checksum is wrong"):
+        made(tmp_path, "damaged", tree(models=models))
+    assert sorted(path.name for path in (tmp_path / "damaged").iterdir()) == ["run.json"]
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
