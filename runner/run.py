@@ -110,9 +110,7 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
         elif settings.job.name == "lock":
             path, text = _write_lock(recipe, plan, settings, folder, record, lock)
     except BaseException as error:
-        record.failed(error)
-        with suppress(OutputError):  # the error on its way says more
-            write_file(folder / RECORD, record.text().encode())
+        _record_failure(record, error, folder)
         raise
     if done is None:
         try:
@@ -136,11 +134,16 @@ def run(recipe: ComposedRecipe, settings: Settings, folder: Path) -> Outcome:
                 publish(settings.publish, finished_model(home, path.parent), home)
         except RunnerError as error:
             if home != folder:  # the record there is the other run's
-                record.failed(error)
-                with suppress(OutputError):
-                    write_file(folder / RECORD, record.text().encode())
+                _record_failure(record, error, folder)
             raise
     return Outcome(path, record, earlier=done is not None)
+
+
+def _record_failure(record: RunRecord, error: BaseException, folder: Path) -> None:
+    """Leaves the record of a run that an error ends."""
+    record.failed(error)
+    with suppress(OutputError):  # the error on its way says more
+        write_file(folder / RECORD, record.text().encode())
 
 
 def resolved_by(recipe: Recipe, locate: Callable[[KeyPath], Location], settings: Settings) -> Resolved:
@@ -159,7 +162,7 @@ def resolved_by(recipe: Recipe, locate: Callable[[KeyPath], Location], settings:
         locate,
         settings.models_dir,
         settings.cache_dir,
-        settings.hub == "offline",
+        settings.offline,
         settings.model_folders,
     )
 
