@@ -52,15 +52,15 @@ def facts(model: Model) -> list[tuple[str, str]]:
 
 def model_sections(model: Model, *, all_keys: bool) -> list[tuple[str, list[str]]]:
     """Components, files, the adapter, what has no counterpart, and every tensor if that is asked for."""
-    checkpoint = model.checkpoint
+    checkpoint, places = model.checkpoint, _places(model)
     sections = [
-        ("components", _components(model)),
+        ("components", _components(model, places)),
         ("files", [] if checkpoint.is_file else _files(checkpoint)),
         ("adapter", adapter_lines(checkpoint.specs, checkpoint.metadata)),
         (f"no counterpart in a {_OTHER_LAYOUT[checkpoint.format]}", _left(model)),
     ]
     if all_keys:
-        sections.append(("tensors", _every_key(model)))
+        sections.append(("tensors", _every_key(model, places)))
     return [(head, lines) for head, lines in sections if lines]
 
 
@@ -75,9 +75,8 @@ def _places(model: Model) -> dict[str, Place]:
     return places
 
 
-def _components(model: Model) -> list[str]:
+def _components(model: Model, places: Mapping[str, Place]) -> list[str]:
     found: dict[str, list[TensorSpec]] = {}
-    places = _places(model)
     for key, spec in model.checkpoint.specs.items():
         name = places[key].component
         found.setdefault(f"{name} (EMA)" if key.startswith("model_ema.") else name, []).append(spec)
@@ -136,9 +135,8 @@ def _left(model: Model) -> list[str]:
     return table(rows, right=(1,)) if kinds else []
 
 
-def _every_key(model: Model) -> list[str]:
+def _every_key(model: Model, places: Mapping[str, Place]) -> list[str]:
     rows = [["key", "dtype", "shape", "component", "blocks"]]
-    places = _places(model)
     for key, spec in model.checkpoint.specs.items():
         at = places[key]
         shape = f"[{','.join(map(str, spec.shape))}]"
