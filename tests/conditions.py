@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from tests.command import process
 from tests.recipes.build import OF_ARCHITECTURES, RECIPES, methods_of, small_models, with_small_models
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +76,7 @@ def digests(condition: Condition, models: Path, out: Path) -> dict[str, str]:
     import torch
 
     from runner.methods import METHODS
-    from tests.build import data_of, merge
+    from tests.build import data_of, digest, merge
 
     torch.set_num_threads(condition.threads)
     drawing = {method.name for method in METHODS.values() if method.draws}
@@ -93,7 +93,7 @@ def digests(condition: Condition, models: Path, out: Path) -> dict[str, str]:
             tile_elements=condition.tile_elements,
             host_budget=condition.host_budget,
         )
-        found[path.stem] = hashlib.sha256(file.read_bytes()).hexdigest()
+        found[path.stem] = digest(file)
         found[f"{path.stem}, data"] = hashlib.sha256(data_of(file)).hexdigest()
         file.unlink()
     return found
@@ -108,13 +108,9 @@ def under(condition: Condition, folder: Path) -> dict[str, str]:
     """
     out = Path(tempfile.mkdtemp(dir=folder))
     models = folder / ("backwards" if condition.backwards else "models")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.conditions", "--under", json.dumps(asdict(condition)), models, out],
-        cwd=ROOT,
-        env={**os.environ, **condition.environment},
-        stdout=subprocess.PIPE,
-        check=True,
-    )
+    program = (sys.executable, "-m", "tests.conditions", "--under", json.dumps(asdict(condition)))
+    done = process(ROOT, *program, str(models), str(out), timeout=600, **condition.environment)
+    assert done.returncode == 0, done.stderr
     found: dict[str, str] = json.loads(done.stdout)
     return found
 

@@ -132,12 +132,11 @@ def test_a_component_is_the_sources_to_the_bit_in_whatever_form_it_comes(
     baked, _ = merge({**tree, "components": {component: str(source)}}, models, tmp_path / "baked")
     expected = plain(family, output)
     if output == "checkpoint":
-        own, prefix = (
-            read_once(models / f"{c}.safetensors"),
-            (SDXL_PREFIXES if family else PREFIXES)[component],
-        )
+        own = read_once(models / f"{c}.safetensors")
+        prefix = (SDXL_PREFIXES if family else PREFIXES)[component]
     else:
-        own, prefix = read_once(models / c), f"{component}/"
+        own = read_once(models / c)
+        prefix = f"{component}/"
     replaced = {key for key in expected if key.startswith(prefix)}
     assert replaced
     assert not any(torch.equal(expected[key], own[key]) for key in replaced if expected[key].numel() > 64)
