@@ -182,7 +182,7 @@ def _record_failure(folder: Path, overrides: Sequence[str], code: int, message: 
     """Leaves a run.json of a run that failed before it had one."""
     if (folder / RECORD).exists():
         return
-    from runner.record import RunRecord
+    from runner.provenance.record import RunRecord
 
     record = RunRecord((), overrides)
     record.run["error"] = {"stage": "compose", "exit_code": code, "message": message}

@@ -7,8 +7,8 @@ import inspect
 from runner.architectures import ARCHITECTURES
 from runner.errors import UsageError, escape, nearest
 from runner.methods import METHODS, Method, Parameter, Range
-from runner.presets import PRESET_NAMES, PRESETS, preset
 from runner.tables import table
+from runner.weighting.presets import PRESET_NAMES, PRESETS, preset
 
 _OUTSIDE = {"error": "", "ask": "; outside with extrapolate: true", "warn": "; a warning outside"}
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runner.files import InputFile
+from runner.disk.files import InputFile
 from runner.tensors import TensorSpec
 
 SIDECAR = ".tensors.json"  # after the name of a model: the digests of its tensors, beside it

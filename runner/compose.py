@@ -24,9 +24,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.errors import KeyPath, Location, RecipeError, UsageError, escape, nearest, quote
-from runner.guard import RecipeFile, read_recipe
-from runner.lockfile import SUFFIX
-from runner.references import References
+from runner.recipe.guard import RecipeFile, read_recipe
+from runner.recipe.lockfile import SUFFIX
+from runner.recipe.references import References
 
 MAX_FILES = 32  # that one recipe is composed of; each could double the next
 _PACKAGE = Path(__file__).parent

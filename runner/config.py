@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runner.cachefile import DIGESTS
+from runner.disk.cachefile import DIGESTS
 from runner.errors import UsageError, nearest, quote
 from runner.place import Devices
 from runner.publish.target import HUB, INVOKEAI, TARGETS, Target
-from runner.recipe import parse_size
+from runner.recipe.structure import parse_size
 from runner.tensors import SUM_ELEMENTS
 
 if TYPE_CHECKING:

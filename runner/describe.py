@@ -9,10 +9,10 @@ from pathlib import Path
 from runner.errors import counted, escape
 from runner.formats import FORMATS
 from runner.place import Placement
-from runner.plan import BUFFER, COPIED, KEPT, MERGED, Job, Plan, Value
-from runner.provenance import roles
-from runner.recipe import roles_at
-from runner.record import RunRecord
+from runner.planning.plan import BUFFER, COPIED, KEPT, MERGED, Job, Plan, Value
+from runner.provenance.parts import roles
+from runner.provenance.record import RunRecord
+from runner.recipe.structure import roles_at
 from runner.resolve import Model, Resolved
 from runner.tables import size, table
 

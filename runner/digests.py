@@ -14,11 +14,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 
-from runner import cachefile
 from runner.checkpoint import Checkpoint
+from runner.disk import cachefile
+from runner.disk.files import InputFile, read_into
+from runner.disk.hashes import auto_v1
 from runner.errors import RunnerError
-from runner.files import InputFile, read_into
-from runner.hashes import auto_v1
 
 HASH_PIECE_BYTES = 4 << 20  # large: between pieces a thread waits for the interpreter, busy importing torch
 SWITCH_SECONDS = 0.001  # hashing threads then wait less for the one that imports torch

@@ -18,14 +18,14 @@ from typing import Any
 
 from runner.checkpoint import RECORD, Layout
 from runner.digests import InputDigests
+from runner.disk.files import InputFile, look, read_small
 from runner.errors import RunnerError, quote
-from runner.files import InputFile, look, read_small
-from runner.machine import code_digests
-from runner.masking import all_masked
-from runner.origins import layout_with_origins
-from runner.plan import Plan
-from runner.provenance import inputs
-from runner.record import MAX_RECORD_BYTES, SCHEMA, RunRecord
+from runner.planning.plan import Plan
+from runner.provenance.machine import code_digests
+from runner.provenance.masking import all_masked
+from runner.provenance.origins import layout_with_origins
+from runner.provenance.parts import inputs
+from runner.provenance.record import MAX_RECORD_BYTES, SCHEMA, RunRecord
 from runner.write import sidecar_path
 
 log = logging.getLogger(__name__)

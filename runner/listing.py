@@ -10,11 +10,11 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from runner.architectures import ARCHITECTURES
-from runner.cachefile import DIGESTS
 from runner.config import Settings
 from runner.digests import InputDigests
+from runner.disk.cachefile import DIGESTS
+from runner.disk.files import InputFile
 from runner.errors import RunnerError, counted, escape
-from runner.files import InputFile
 from runner.library.headers import BROKEN, Entry, with_digest
 from runner.library.lookup import Library
 from runner.library.roots import Root

@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from runner.canonical import canonical_source
 from runner.compose import DATA_ROOT, ComposedRecipe
 from runner.digests import known_digest
+from runner.disk.files import InputFile
 from runner.errors import KeyPath, MismatchError, UsageError, counted, quote
-from runner.files import InputFile
-from runner.lockfile import (
+from runner.planning.plan import Plan
+from runner.provenance.record import RunRecord
+from runner.recipe.canonical import canonical_source
+from runner.recipe.lockfile import (
     ASIDE,
     RECIPE,
     REFUSED,
@@ -25,9 +27,7 @@ from runner.lockfile import (
     lock_text,
     read_lock,
 )
-from runner.plan import Plan
-from runner.recipe import Recipe, Source
-from runner.record import RunRecord
+from runner.recipe.structure import Recipe, Source
 from runner.tables import size
 from runner.write import write_file
 

@@ -15,7 +15,7 @@ from runner.errors import OutOfMemoryError, UsageError
 from runner.tensors import DTYPES
 
 if TYPE_CHECKING:  # settings name devices, and need nothing of plans
-    from runner.plan import Job, Plan, Step
+    from runner.planning.plan import Job, Plan, Step
 
 CPU = "cpu"
 Device = str | int

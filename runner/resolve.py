@@ -11,24 +11,24 @@ from typing import Any
 
 from runner.architectures import Place, place
 from runner.architectures.layouts import single_file_name
-from runner.changes import changes_of
 from runner.checkpoint import Checkpoint
-from runner.demo import demo_model
-from runner.ema import averaged, users
+from runner.demo.models import demo_model
+from runner.disk.files import InputFile
 from runner.errors import IncompatibleError, InputError, KeyPath, Location, Problems, escape, nearest, quote
-from runner.files import InputFile
 from runner.formats import FORMATS, READERS
 from runner.formats.diffusers import CONFIG
-from runner.hub import fetch
+from runner.library.hub import fetch
 from runner.library.lookup import Library
 from runner.methods import METHODS, Method, Parameter, find_method
-from runner.models import Model as Model
-from runner.models import component_config, component_model, component_names, recognised
-from runner.recipe import RECIPE_KEYS, Merge, Policies, Recipe, Source
-from runner.rules import Names
+from runner.models.changes import changes_of
+from runner.models.ema import averaged, users
+from runner.models.model import Model as Model
+from runner.models.model import component_config, component_model, component_names, recognised
+from runner.models.view import View, whole
+from runner.recipe.structure import RECIPE_KEYS, Merge, Policies, Recipe, Source
 from runner.tensors import TensorSpec
-from runner.view import View, whole
-from runner.weighting import Weighting, parse_weighting
+from runner.weighting.parameter import Weighting, parse_weighting
+from runner.weighting.rules import Names
 
 WINDOWS_NAMES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
 log = logging.getLogger(__name__)

@@ -15,25 +15,25 @@ from runner.compose import ComposedRecipe
 from runner.config import Settings
 from runner.describe import describe, report, report_of_earlier
 from runner.digests import InputDigests, known_digest, remembered
+from runner.disk.files import InputFile, look
 from runner.earlier import Finished, finished, finished_output
 from runner.errors import InputError, KeyPath, Location, MismatchError, OutputError, RunnerError, quote
-from runner.files import InputFile, look
 from runner.formats.pickled import check_archive
 from runner.formats.safetensors import read_header
 from runner.locking import Held, held, lock_here, locked_output, with_digests, write_lock
-from runner.origins import layout_with_origins, plan_with_origins
 from runner.place import Placement, place, processors
-from runner.plan import Plan
+from runner.planning.plan import Plan
 from runner.progress import progress, say
-from runner.provenance import merge_identities
+from runner.provenance.origins import layout_with_origins, plan_with_origins
+from runner.provenance.parts import merge_identities
+from runner.provenance.record import RunRecord
+from runner.provenance.statement import statement_of
 from runner.publish.finished import finished_model
 from runner.publish.publication import announce, publish
 from runner.publish.target import Model, kind_of
-from runner.recipe import Recipe, parse_recipe
-from runner.record import RunRecord
+from runner.recipe.structure import Recipe, parse_recipe
 from runner.resolve import Resolved, resolve
 from runner.signing import key_digest, sign, signature_path, signing_key
-from runner.statement import statement_of
 from runner.write import Staging, check_place, check_room, free_bytes, write_file
 
 log = logging.getLogger(__name__)
@@ -298,7 +298,7 @@ def build(
                 record.warn(f"removed what a killed run had left in {quote(target.parent)}")
             check_sources(plan.resolved, digests.known)
             with record.stage("import"):
-                from runner.execute import execute
+                from runner.engine.execute import execute
             with record.stage("execute"):
                 drawn = merge_identities(plan.resolved, digests.wait()) if plan.draws else {}
                 outcome = execute(plan, placement, staging, advance, drawn)
@@ -421,7 +421,7 @@ def _with_ranks(plan: Plan, placement: Placement, digests: InputDigests, setting
     """The plan made again, once the ranks that it leaves open are measured."""
     resolved = plan.resolved
     check_sources(resolved, digests.known)
-    from runner.ranks import measure_ranks
+    from runner.engine.ranks import measure_ranks
 
     read = sum(plan.bytes_of(job) for job in plan.jobs if job.bound)
     identities = merge_identities(resolved, digests.wait()) if plan.draws else {}

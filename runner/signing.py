@@ -16,8 +16,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from runner.checkpoint import RECORD, SIGNATURE_SUFFIX
+from runner.disk.files import read_small
 from runner.errors import InputError, OutputError, RunnerError, SigningError, UsageError, clip, escape, quote
-from runner.files import read_small
 from runner.progress import say
 from runner.publish.finished import add_to_record
 from runner.write import write_file

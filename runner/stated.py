@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from runner.canonical import canonical_json
 from runner.errors import InputError, is_unprintable
 from runner.formats.strict_json import parse_object
-from runner.recipe import MAX_TEXT_BYTES, NAMED, SHA256
+from runner.recipe.canonical import canonical_json
+from runner.recipe.structure import MAX_TEXT_BYTES, NAMED, SHA256
 
 Record: TypeAlias = Mapping[str, Any]
 

@@ -18,10 +18,9 @@ from pathlib import Path
 from types import TracebackType
 
 from runner.checkpoint import SIDECAR, Layout, OutputFile
-from runner.errors import BusyError, MismatchError, OutputError, RunnerError, UsageError, quote
-from runner.files import PIECE_BYTES
-from runner.hashes import FileHashes
-from runner.partials import (
+from runner.disk.files import PIECE_BYTES
+from runner.disk.hashes import FileHashes
+from runner.disk.partials import (
     LOCK_TRIES,
     allocate,
     clear,
@@ -34,7 +33,8 @@ from runner.partials import (
     sync_folder,
     write_new,
 )
-from runner.read_back import Built, Written, checksum, read_back
+from runner.disk.read_back import Built, Written, checksum, read_back
+from runner.errors import BusyError, MismatchError, OutputError, RunnerError, UsageError, quote
 
 MAX_TRIES = 100  # to make a partial that other runs rename away
 

@@ -15,15 +15,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from runner.digests import InputDigests
+from runner.engine.execute import Outcome, execute
+from runner.engine.ranks import measure_ranks
 from runner.errors import KeyPath, Location
-from runner.execute import Outcome, execute
 from runner.formats.safetensors import output_file
-from runner.origins import layout_with_origins, plan_with_origins
 from runner.place import Devices, place
-from runner.plan import Plan
-from runner.provenance import merge_identities
-from runner.ranks import measure_ranks
-from runner.recipe import parse_recipe
+from runner.planning.plan import Plan
+from runner.provenance.origins import layout_with_origins, plan_with_origins
+from runner.provenance.parts import merge_identities
+from runner.recipe.structure import parse_recipe
 from runner.resolve import Resolved, resolve
 from runner.tensors import TensorSpec
 from runner.write import Staging, check_place

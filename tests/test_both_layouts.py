@@ -9,14 +9,14 @@ import pytest
 
 from runner.architectures import ARCHITECTURES
 from runner.checkpoint import Checkpoint, Stored
-from runner.dialects import DIALECTS, layouts
 from runner.errors import Location, Problems
 from runner.methods import Parameter
+from runner.models.view import view_of
 from runner.resolve import Model, _names
-from runner.rules import Names
 from runner.tensors import TensorSpec
-from runner.view import view_of
-from runner.weighting import parse_weighting
+from runner.weighting.dialects import DIALECTS, layouts
+from runner.weighting.parameter import parse_weighting
+from runner.weighting.rules import Names
 from tests.architectures.test_layouts import CASES, back, folder
 
 RECIPES: dict[str, Any] = {

@@ -19,8 +19,8 @@ from runner.catalogue import (
 )
 from runner.errors import Location, UsageError
 from runner.methods import METHODS
-from runner.presets import PRESET_NAMES, preset
-from runner.recipe import parse_recipe
+from runner.recipe.structure import parse_recipe
+from runner.weighting.presets import PRESET_NAMES, preset
 from tests.command import run
 
 GUIDE = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()

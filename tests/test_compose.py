@@ -24,9 +24,9 @@ from runner.compose import (
     register,
 )
 from runner.errors import KeyPath, RecipeError, UsageError
-from runner.guard import read_recipe
-from runner.recipe import parse_recipe
-from runner.references import MAX_REFERENCES
+from runner.recipe.guard import read_recipe
+from runner.recipe.references import MAX_REFERENCES
+from runner.recipe.structure import parse_recipe
 from tests.command import Done, run
 
 Write = Callable[..., Path]

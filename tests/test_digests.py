@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from runner import cachefile
-from runner.demo import demo_model
+from runner.demo.models import demo_model
 from runner.digests import InputDigests, folder_digest, model_digest
+from runner.disk import cachefile
+from runner.disk.files import InputFile, look
 from runner.errors import InputError
-from runner.files import InputFile, look
 from runner.formats import FORMATS
 from runner.run import run
 from tests.build import flip, write_models

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from runner.compose import ComposedRecipe
-from runner.demo import demo_model
+from runner.demo.models import demo_model
 from runner.errors import MismatchError, UsageError
-from runner.guard import RecipeFile
+from runner.recipe.guard import RecipeFile
 from runner.run import Outcome, run
 from tests.build import flip, here, write_models
 from tests.runs import settings, tree

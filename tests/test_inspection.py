@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from runner.architectures import ARCHITECTURES
-from runner.compute import Moved
 from runner.config import Job
-from runner.demo import demo_model
-from runner.distance import relative
+from runner.demo.models import demo_model
+from runner.engine.compute import Moved
+from runner.engine.distance import relative
 from runner.errors import InputError, UsageError
 from runner.inspection.job import inspect
 from runner.inspection.metadata import metadata_lines

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from runner.config import Job
-from runner.demo import demo_model
+from runner.demo.models import demo_model
 from runner.listing import find_digests, list_models
 from tests.build import digest
 from tests.command import python, run

@@ -17,7 +17,7 @@ from runner.compose import DATA_ROOT, ComposedRecipe, recipe_names, recipe_of, r
 from runner.config import Job
 from runner.errors import InputError, MismatchError
 from runner.listing import find_digests
-from runner.lockfile import Lock, LockedOutput, LockedSource, differences, lock_text, parse_lock
+from runner.recipe.lockfile import Lock, LockedOutput, LockedSource, differences, lock_text, parse_lock
 from runner.run import Outcome, run
 from tests.build import write_models
 from tests.runs import settings

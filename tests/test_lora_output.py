@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from runner.architectures import ARCHITECTURES
-from runner.demo import demo_model
+from runner.demo.models import demo_model
 from runner.errors import IncompatibleError, NumericError, RecipeError
 from runner.lora.names import Dialect, name_of
 from tests.build import merge, planned
-from tests.test_bake import KEYS, lora
+from tests.engine.test_bake import KEYS, lora
 from tests.test_mixed_layouts import read
 
 SD1 = ARCHITECTURES["sd1"]

@@ -14,11 +14,11 @@ from torch import Tensor
 from runner.architectures import ARCHITECTURES
 from runner.architectures.layouts import to_checkpoint
 from runner.architectures.ties import Made
-from runner.canonical import recipe_digest
-from runner.demo import demo_model
+from runner.demo.models import demo_model
 from runner.errors import IncompatibleError, InputError, NumericError, RecipeError
 from runner.methods import METHODS
-from runner.plan import MERGED
+from runner.planning.plan import MERGED
+from runner.recipe.canonical import recipe_digest
 from runner.tensors import TensorSpec
 from tests.build import merge, planned
 

@@ -17,7 +17,7 @@ from diffusers import (
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel
 
-from runner.demo import demo_model
+from runner.demo.models import demo_model
 from tests.build import merge
 
 

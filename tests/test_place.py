@@ -13,7 +13,7 @@ from runner.errors import OutOfMemoryError, UsageError
 from runner.methods import METHODS
 from runner.methods.registry import Weight, method
 from runner.place import Devices, Placement, place, working_bytes
-from runner.plan import Plan
+from runner.planning.plan import Plan
 from tests.build import planned, random_tensors
 
 GB = 10**9

@@ -13,7 +13,7 @@ import yaml
 
 from runner.errors import Location, RunnerError
 from runner.methods import METHODS
-from runner.recipe import RECIPE_KEYS, parse_recipe
+from runner.recipe.structure import RECIPE_KEYS, parse_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from runner.architectures import Place
-from runner.demo import demo_model
+from runner.demo.models import demo_model
 from runner.errors import IncompatibleError, InputError, RecipeError
-from runner.weighting import Weighting
+from runner.weighting.parameter import Weighting
 from tests.build import resolved, write_models
 
 

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.checkpoint import Layout, OutputFile
+from runner.disk.read_back import Written, checksum
 from runner.errors import BusyError, MismatchError, OutputError, UsageError
 from runner.formats.safetensors import filled, output_file
-from runner.read_back import Written, checksum
 from runner.tensors import TensorSpec
 from runner.write import Staging, check_place, write_file
 from tests.build import flip

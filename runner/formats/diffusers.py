@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.checkpoint import Checkpoint, Layout, OutputFile, Stored
+from runner.disk.files import InputFile, look, read_file, read_small
 from runner.errors import IncompatibleError, InputError, escape, nearest, quote
-from runner.files import InputFile, look, read_file, read_small
 from runner.formats.pickled import read_pickled
 from runner.formats.safetensors import output_file, read_header, shard_names, shards
 from runner.formats.strict_json import parse_object

@@ -14,14 +14,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from runner.checkpoint import Checkpoint, Stored
+from runner.disk.files import InputFile, look, open_regular, read_into
+from runner.disk.hashes import blocks
 from runner.errors import InputError, escape, quote
-from runner.files import InputFile, look, open_regular, read_into
 from runner.formats.pickle_stream import Stream
 from runner.formats.restricted_pickle import load
 from runner.formats.safetensors import MAX_KEY_BYTES, MAX_TENSORS
 from runner.formats.torch_names import NAMES, Storage, Storages, StoredTensor
 from runner.formats.torch_zip import Member, Read, members
-from runner.hashes import blocks
 from runner.tensors import TensorSpec
 
 MAX_PICKLE_BYTES = 64 << 20

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.checkpoint import Checkpoint, Layout, OutputFile, Stored
+from runner.disk.files import InputFile, look, read_into
 from runner.errors import InputError, escape, quote
-from runner.files import InputFile, look, read_into
 from runner.formats.strict_json import parse_object
 from runner.tensors import DTYPE_RANK, DTYPES, TensorSpec
 

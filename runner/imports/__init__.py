@@ -13,14 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from runner.disk.files import open_regular, read_into, read_small
 from runner.errors import InputError, escape, quote
-from runner.files import open_regular, read_into, read_small
 from runner.formats import FORMATS
 from runner.formats.strict_json import parse_object
-from runner.guard import read_plain
 from runner.imports import chattiori, mecha, mergekit, own, supermerger, webui
 from runner.imports.history import History
 from runner.imports.imported import Imported, Note, Notes, Present
+from runner.recipe.guard import read_plain
 from runner.stated import RUNNER, mapping
 from runner.tensors import OUTPUT_DTYPES
 

@@ -21,7 +21,7 @@ from runner.imports.imported import (
     file_name,
     source,
 )
-from runner.recipe import SHA256
+from runner.recipe.structure import SHA256
 from runner.stated import Record, mapping
 
 _SLOTS = (("a", "primary"), ("b", "secondary"), ("c", "tertiary"))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from runner.errors import InputError, quote
-from runner.recipe import SHA256
+from runner.recipe.structure import SHA256
 
 MAX_MERGES = 200  # in one recipe; a record can name its ancestors again and again
 MAX_NESTED = 10  # merges inside one another; each takes two levels of a recipe's thirty-two

@@ -13,7 +13,7 @@ from typing import Any
 from runner.errors import quote
 from runner.imports.history import History
 from runner.imports.imported import Imported, Notes, Tree, written
-from runner.recipe import RESULT_KEYS, SHA256, Policies
+from runner.recipe.structure import RESULT_KEYS, SHA256, Policies
 from runner.stated import Record, mapping
 
 TITLE = "runner"

@@ -12,7 +12,7 @@ from runner.progress import progress
 from runner.tables import table
 
 if TYPE_CHECKING:
-    from runner.compute import Moved
+    from runner.engine.compute import Moved
 
 
 def distance_lines(found: Comparison, settings: Settings) -> list[tuple[str, list[str]]]:
@@ -21,7 +21,7 @@ def distance_lines(found: Comparison, settings: Settings) -> list[tuple[str, lis
     Raises:
         InputError: a file ended early, or changed meanwhile.
     """
-    from runner.distance import distances
+    from runner.engine.distance import distances
 
     specs = [view.specs for view in found.views]
     keys = [key for key in found.alike if all(one[key].is_float and one[key].elements for one in specs)]
@@ -67,7 +67,7 @@ def _cells(moved: Iterable[Moved]) -> list[str]:
 
 
 def _shown(moved: Iterable[Moved]) -> str:
-    from runner.distance import relative
+    from runner.engine.distance import relative
 
     found = relative(moved)
     return "not finite" if found is None else f"{100 * found:.4g} %"

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from runner.architectures import Place, place
 from runner.errors import counted, escape
+from runner.models.view import INCIDENTAL, View, view_of
 from runner.resolve import Model
 from runner.tables import table
-from runner.view import INCIDENTAL, View, view_of
 
 EXAMPLES = 5
 

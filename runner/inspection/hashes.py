@@ -11,8 +11,8 @@ from blake3 import blake3
 
 from runner.checkpoint import Checkpoint
 from runner.digests import InputDigests, known_digest, legacy_hash, remembered
-from runner.files import InputFile, read_into
-from runner.hashes import FileHashes, blocks, feed
+from runner.disk.files import InputFile, read_into
+from runner.disk.hashes import FileHashes, blocks, feed
 
 
 def known_hashes(checkpoint: Checkpoint, memory: Path | None) -> dict[InputFile, FileHashes]:

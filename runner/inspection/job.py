@@ -13,7 +13,7 @@ from runner.inspection.hashes import computed_hashes, known_hashes, whole_digest
 from runner.inspection.metadata import metadata_lines
 from runner.inspection.model import facts, hash_lines, model_sections
 from runner.progress import progress, say
-from runner.recipe import Source
+from runner.recipe.structure import Source
 from runner.resolve import Model, open_model
 from runner.tables import table
 

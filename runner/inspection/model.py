@@ -9,14 +9,14 @@ from runner.architectures import Place, place
 from runner.architectures.layouts import to_checkpoint
 from runner.architectures.left import Left
 from runner.checkpoint import Checkpoint
+from runner.disk.files import InputFile
+from runner.disk.hashes import FileHashes
 from runner.errors import counted, escape
-from runner.files import InputFile
 from runner.formats import FORMATS
-from runner.hashes import FileHashes
 from runner.inspection.adapters import adapter_lines
 from runner.inspection.hashes import whole_digest
 from runner.inspection.metadata import claimed_hashes
-from runner.prediction import predictions, summary
+from runner.planning.prediction import predictions, summary
 from runner.resolve import Model
 from runner.tables import size, table
 from runner.tensors import TensorSpec

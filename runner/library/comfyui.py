@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
+from runner.disk.files import read_small
 from runner.errors import InputError, escape
-from runner.files import read_small
 
 EXTRA_PATHS = "extra_model_paths.yaml"
 MAX_BYTES = 1 << 16

@@ -12,17 +12,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from runner import __version__, cachefile
+from runner import __version__
 from runner.architectures import ARCHITECTURES, Architecture, detect, variant
 from runner.checkpoint import Checkpoint
 from runner.digests import folder_digest
+from runner.disk import cachefile
+from runner.disk.files import Identity, identity_of
 from runner.errors import RunnerError
-from runner.files import Identity, identity_of
 from runner.formats import READERS
 from runner.library.walk import Found
 from runner.lora.summary import detect_lora, likely_architectures
-from runner.models import main_alone
-from runner.quantised import quantised
+from runner.models.model import main_alone
+from runner.models.quantised import quantised
 from runner.tensors import TensorSpec
 
 # What was remembered by a program that knows other architectures, or reads otherwise, is read again.

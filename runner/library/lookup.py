@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from runner.cachefile import DIGESTS, HEADERS
 from runner.digests import known_digests
+from runner.disk.cachefile import DIGESTS, HEADERS
 from runner.errors import InputError, escape, nearest, quote
-from runner.hub import cache_folder
 from runner.library.headers import Entry, Facts, entries_of, known_facts, look_at, remembered
+from runner.library.hub import cache_folder
 from runner.library.roots import Root, roots_of
 from runner.library.walk import Found, models_in
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from runner.errors import escape
 from runner.formats.diffusers import INDEX, is_model_folder, is_shard
-from runner.hub import is_model_file, revision_in_name
+from runner.library.hub import is_model_file, revision_in_name
 from runner.library.roots import Root
 
 MAX_DEPTH = 16

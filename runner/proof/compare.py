@@ -9,18 +9,18 @@ from typing import Any
 
 from runner.checkpoint import RECORD
 from runner.config import Settings
+from runner.disk.files import read_small
 from runner.errors import CannotReplayError, InputError, clip, escape
-from runner.files import read_small
 from runner.imports import own
 from runner.imports.recipe_text import tree_text
 from runner.inspection.apart import distance_lines
 from runner.inspection.comparison import compare, comparison_lines
-from runner.models import recognised
+from runner.models.model import recognised
 from runner.proof.places import Places, opened, recorded_at
 from runner.proof.recorded import Recorded, tensors_of
 from runner.proof.replay import environment_changes
-from runner.recipe import Source
-from runner.record import MAX_RECORD_BYTES
+from runner.provenance.record import MAX_RECORD_BYTES
+from runner.recipe.structure import Source
 from runner.tables import table
 
 MAX_DIFF_LINES = 200

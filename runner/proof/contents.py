@@ -11,9 +11,9 @@ from blake3 import blake3
 
 from runner.checkpoint import Checkpoint, OutputFile
 from runner.digests import digest_of, folder_digest
-from runner.files import InputFile, look
-from runner.hashes import FileHashes, auto_v1, blocks, feed
-from runner.tensor_digests import TensorHasher
+from runner.disk.files import InputFile, look
+from runner.disk.hashes import FileHashes, auto_v1, blocks, feed
+from runner.engine.tensor_digests import TensorHasher
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,17 @@ from typing import Any
 
 from runner.checkpoint import Checkpoint
 from runner.config import Settings
+from runner.disk.files import read_small
 from runner.errors import InputError, escape
-from runner.files import read_small
 from runner.formats.safetensors import CONTENT_HASH, read_header
-from runner.plan import Plan, weakest
+from runner.models.view import view_of
+from runner.planning.plan import Plan, weakest
 from runner.proof.contents import Contents, contents_of
 from runner.proof.places import Places, opened
 from runner.proof.recorded import HEADER, Recorded, tensors_of
-from runner.record import MAX_RECORD_BYTES
+from runner.provenance.record import MAX_RECORD_BYTES
 from runner.run import Made
 from runner.tensors import TensorSpec
-from runner.view import view_of
 from runner.write import Staging
 
 IDENTICAL, EQUIVALENT, DIFFERENT = "IDENTICAL", "EQUIVALENT", "DIFFERENT"
@@ -177,7 +177,7 @@ def _listed(places: Places, original: Contents | None) -> dict[str, list[Any]] |
 
 
 def _ulps(first: Checkpoint, second: Checkpoint, keys: Sequence[str], settings: Settings) -> dict[str, int]:
-    from runner.distance import ulps  # here: it needs torch
+    from runner.engine.distance import ulps  # here: it needs torch
 
     models = [(one, view_of(None, one.format, one.specs)) for one in (first, second)]
     return ulps(models, keys, settings.threads, settings.tile_elements)

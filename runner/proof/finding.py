@@ -9,15 +9,15 @@ from pathlib import Path
 
 from runner.checkpoint import Checkpoint
 from runner.digests import InputDigests, model_digest
-from runner.ema import averaged, users
+from runner.disk.files import Identity, InputFile, identity_of
 from runner.errors import RunnerError
-from runner.files import Identity, InputFile, identity_of
 from runner.formats import READERS
 from runner.formats.diffusers import CONFIG
-from runner.hub import parse_name
+from runner.library.hub import parse_name
 from runner.library.lookup import Library
+from runner.models.ema import averaged, users
 from runner.proof.recorded import Recorded, RecordedInput
-from runner.recipe import NAMED, Recipe, Source, roles_at
+from runner.recipe.structure import NAMED, Recipe, Source, roles_at
 from runner.resolve import source_path
 
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from runner.canonical import canonical_digest
 from runner.checkpoint import RECORD, STATEMENT_SUFFIX
+from runner.disk.files import read_small
 from runner.errors import InputError, escape, quote
-from runner.files import read_small
 from runner.formats.strict_json import parse_object
-from runner.recipe import SHA256
-from runner.record import MAX_RECORD_BYTES, SCHEMA
-from runner.statement import STATEMENT
+from runner.provenance.record import MAX_RECORD_BYTES, SCHEMA
+from runner.provenance.statement import STATEMENT
+from runner.recipe.canonical import canonical_digest
+from runner.recipe.structure import SHA256
 
 STATED, HEADER = "statement", "header"  # and RECORD
 _T = TypeVar("_T")

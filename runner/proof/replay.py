@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from runner.canonical import canonical_json, canonical_recipe
 from runner.checkpoint import RECORD
 from runner.config import Settings
 from runner.errors import (
@@ -20,18 +19,19 @@ from runner.errors import (
     escape,
     quote,
 )
-from runner.guard import RecipeFile
 from runner.imports import own
-from runner.origins import plan_with_origins
-from runner.plan import Plan
+from runner.planning.plan import Plan
 from runner.progress import progress
 from runner.proof.difference import DIFFERENT, IDENTICAL, Difference, difference
 from runner.proof.finding import Finder, There, wanted
 from runner.proof.places import Places, recorded_at
 from runner.proof.recorded import NewerError, Recorded
-from runner.provenance import methods
-from runner.recipe import Recipe, Source, parse_recipe, roles_at
-from runner.record import RunRecord
+from runner.provenance.origins import plan_with_origins
+from runner.provenance.parts import methods
+from runner.provenance.record import RunRecord
+from runner.recipe.canonical import canonical_json, canonical_recipe
+from runner.recipe.guard import RecipeFile
+from runner.recipe.structure import Recipe, Source, parse_recipe, roles_at
 from runner.resolve import Resolved
 from runner.run import build, input_identities, placed, resolved_by, write_beside
 from runner.write import check_place, write_file

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runner.canonical import canonical_json
 from runner.checkpoint import RECORD, Checkpoint
+from runner.disk.files import read_small
+from runner.engine.tensor_digests import tensor_root
 from runner.errors import InputError, counted, escape, quote
-from runner.files import read_small
 from runner.formats.safetensors import CONTENT_HASH, read_header
 from runner.proof.contents import Contents, contents_of
 from runner.proof.finding import There
@@ -24,9 +24,9 @@ from runner.proof.recorded import (
     read_text,
     tensors_of,
 )
-from runner.record import MAX_RECORD_BYTES
+from runner.provenance.record import MAX_RECORD_BYTES
+from runner.recipe.canonical import canonical_json
 from runner.signing import fault, key_digest, signature_path
-from runner.tensor_digests import tensor_root
 
 VERIFIED, UNPROVEN, MISMATCH = "VERIFIED", "UNPROVEN", "MISMATCH"
 RIGHT, WRONG, ABSENT = "right", "WRONG", "absent"

@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from runner.canonical import readable_json
 from runner.checkpoint import CARD, RECORD, STATEMENT_SUFFIX
+from runner.disk.files import read_small
 from runner.errors import InputError, MismatchError, escape, quote
-from runner.files import read_small
 from runner.formats.strict_json import parse_object
-from runner.masking import all_masked
+from runner.provenance.masking import all_masked
 from runner.publish.folder import digest_of
 from runner.publish.target import PIPELINE, Model, Publication, kind_of
+from runner.recipe.canonical import readable_json
 from runner.write import write_file
 
 MAX_BYTES = 256 << 20  # of a record: every deviation stands in it

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from runner.disk.files import PIECE_BYTES
+from runner.disk.partials import remove, sweep_partials, sync_folder
 from runner.errors import PublishError, quote
-from runner.files import PIECE_BYTES
-from runner.partials import remove, sweep_partials, sync_folder
 from runner.publish.target import COPIED, DRY_RUN, LINKED, THERE, Model, Target
 
 # The file system, or a rule of the system's, wants no second name for the file.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from runner.checkpoint import CARD
 from runner.errors import InputError, PublishError, RunnerError, UsageError, counted, escape, quote
-from runner.hub import parse_name, said_offline
+from runner.library.hub import parse_name, said_offline
 from runner.publish.folder import digest_of
 from runner.publish.target import DRY_RUN, PUBLISHED, THERE, Model, Target
 

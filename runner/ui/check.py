@@ -12,8 +12,8 @@ from runner.compose import ComposedRecipe, recipe_in
 from runner.config import Job, Settings
 from runner.describe import describe
 from runner.errors import InputError, KeyPath, RunnerError, quote
-from runner.origins import plan_with_origins
-from runner.recipe import NAMED, Recipe, parse_recipe
+from runner.provenance.origins import plan_with_origins
+from runner.recipe.structure import NAMED, Recipe, parse_recipe
 from runner.resolve import BoundMerge, Resolved
 from runner.run import placed, resolved_by
 from runner.ui.draft import Draft

@@ -9,7 +9,7 @@ from typing import Any
 
 from runner.architectures import ARCHITECTURES
 from runner.config import Settings
-from runner.demo import DEMO_LORA, DEMO_MODELS
+from runner.demo.models import DEMO_LORA, DEMO_MODELS
 from runner.errors import KeyPath
 from runner.library.headers import BROKEN, Facts
 from runner.library.walk import Found

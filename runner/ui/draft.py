@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from runner.errors import KeyPath, RecipeError, escape, quote
-from runner.guard import RecipeFile, read_text
 from runner.methods import Method, find_method
-from runner.recipe import IDENTIFIER, RECIPE_KEYS
+from runner.recipe.guard import RecipeFile, read_text
+from runner.recipe.structure import IDENTIFIER, RECIPE_KEYS
 from runner.ui.splice import renamed, with_value, without
 
 EMPTY = "method: weighted_sum\nmodels: {}\n"

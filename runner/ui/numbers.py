@@ -15,12 +15,12 @@ from textual.screen import ModalScreen
 from textual.widgets import Footer, Input, Label, OptionList, Static, TabbedContent, TabPane
 from textual.widgets.option_list import Option
 
-from runner.blockstring import UnreadableError, is_name, read_numbers
 from runner.errors import KeyPath, RecipeError, escape
 from runner.methods import Parameter
-from runner.presets import PRESETS, preset
 from runner.ui.bars import Curve, spark
 from runner.ui.draft import Draft
+from runner.weighting.blockstring import UnreadableError, is_name, read_numbers
+from runner.weighting.presets import PRESETS, preset
 
 
 @dataclass(frozen=True)

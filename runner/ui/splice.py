@@ -16,9 +16,9 @@ from typing import Any
 import yaml
 
 from runner.errors import KeyPath, RecipeError
-from runner.guard import read_text
 from runner.imports.recipe_text import yaml_lines, yaml_text, yaml_value
-from runner.recipe import RECIPE_KEYS, RESULT_KEYS
+from runner.recipe.guard import read_text
+from runner.recipe.structure import RECIPE_KEYS, RESULT_KEYS
 
 # The order of the fields of a merge in a recipe that does not have them yet: these, its parameters, what is
 # allowed in it, and what is said of the result.

@@ -8,11 +8,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.cachefile import alone_in
 from runner.compose import is_file, is_recipe, recipe_folders, recipe_path
+from runner.disk.cachefile import alone_in
+from runner.disk.files import read_small
 from runner.errors import BusyError, InputError, OutputError, UsageError, escape, quote
-from runner.files import read_small
-from runner.guard import MAX_BYTES
+from runner.recipe.guard import MAX_BYTES
 from runner.write import write_file
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}", re.ASCII)

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runner.recipe import NAMED
+from runner.recipe.structure import NAMED
 from runner.ui.draft import Draft
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from runner.architectures import ARCHITECTURES, Architecture, Place, detect, expand_block, place
 from runner.architectures.base import numbered
-from runner.demo import DEMO_MODELS, demo_model
+from runner.demo.models import DEMO_MODELS, demo_model
 from runner.formats import FORMATS
 from runner.tensors import TensorSpec
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from runner.checkpoint import Checkpoint
-from runner.files import look
+from runner.disk.files import look
 from runner.formats.diffusers import DiffusersFolder
 from runner.formats.pickled import read_pickled
 from runner.formats.safetensors import read_header

@@ -13,21 +13,21 @@ import torch
 from safetensors.torch import save
 
 from runner.architectures import ARCHITECTURES, place
-from runner.canonical import canonical_recipe
 from runner.compose import DATA_ROOT
 from runner.errors import Location, Problems, RecipeError
-from runner.guard import read_text
 from runner.imports import import_text
 from runner.imports.recipe_text import recipe_text
 from runner.lora.adapters import read_adapters
 from runner.methods import Parameter, Range
-from runner.origins import plan_with_origins
-from runner.recipe import parse_recipe
-from runner.references import References
+from runner.provenance.origins import plan_with_origins
+from runner.recipe.canonical import canonical_recipe
+from runner.recipe.guard import read_text
+from runner.recipe.references import References
+from runner.recipe.structure import parse_recipe
 from runner.resolve import resolve
-from runner.rules import Names
 from runner.tensors import TensorSpec
-from runner.weighting import parse_weighting
+from runner.weighting.parameter import parse_weighting
+from runner.weighting.rules import Names
 from tests.attacks import mutations
 from tests.attacks.mutations import NAMES, PIECES, SECRET
 from tests.attacks.refusals import refused_by

@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import save_file
 
 from runner.config import Settings
+from runner.disk.files import look
 from runner.errors import InputError, OutputError, RunnerError
-from runner.files import look
 from runner.formats.safetensors import read_header
 from runner.place import place
-from runner.plan import Plan
-from runner.record import RunRecord
+from runner.planning.plan import Plan
+from runner.provenance.record import RunRecord
 from runner.run import merge
 from tests.build import planned
 from tests.faults.disk import REMOVALS, DiedError, Disk

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.files import look
+from runner.disk.files import look
 from runner.formats.safetensors import read_header
 from tests.build import write_models
 
@@ -23,7 +23,7 @@ COPY = """
 import hashlib, sys
 from pathlib import Path
 from runner.errors import RunnerError
-from runner.files import look, read_into
+from runner.disk.files import look, read_into
 from runner.formats.safetensors import SafetensorsFile, output_file
 from runner.checkpoint import Layout
 from runner.write import Staging

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from runner.checkpoint import Checkpoint
-from runner.demo import demo_model
+from runner.demo.models import demo_model
 from runner.errors import IncompatibleError, InputError
 from runner.formats import READERS
 from runner.formats.diffusers import DiffusersFolder

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from runner.disk.files import look
 from runner.errors import InputError
-from runner.files import look
 from runner.formats import restricted_pickle
 from runner.formats.pickle_stream import Stream
 from runner.formats.pickled import read_pickled

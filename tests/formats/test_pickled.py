@@ -21,8 +21,8 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from runner.disk.files import look
 from runner.errors import InputError
-from runner.files import look
 from runner.formats import READERS
 from runner.formats.pickled import PickledFile, read_pickled
 from runner.formats.safetensors import SafetensorsFile

@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 
 from runner.checkpoint import Layout
+from runner.disk.files import look
 from runner.errors import InputError
-from runner.files import look
 from runner.formats import safetensors as reader
 from runner.formats.safetensors import MAX_TENSORS, filled, output_file, read_header
 from runner.tensors import DTYPES, TensorSpec

@@ -11,11 +11,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.canonical import canonical_json, canonical_recipe, recipe_digest
 from runner.compose import DATA_ROOT
 from runner.imports import own
 from runner.imports.recipe_text import recipe_text
-from runner.recipe import Recipe, parse_recipe
+from runner.recipe.canonical import canonical_json, canonical_recipe, recipe_digest
+from runner.recipe.structure import Recipe, parse_recipe
 from tests.build import here
 
 WITHOUT_PARENTS = [

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from runner import cachefile
-from runner.demo import demo_model
+from runner.demo.models import demo_model
 from runner.digests import folder_digest
+from runner.disk import cachefile
 from runner.library import headers
 from runner.library.headers import EDITION, Facts, entries_of, known_facts
 from runner.tensors import TensorSpec

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from runner.config import Job
-from runner.demo import demo_model
+from runner.demo.models import demo_model
 from runner.errors import InputError, MismatchError
 from runner.library.lookup import Library
 from runner.listing import find_digests
-from runner.recipe import parse_recipe
+from runner.recipe.structure import parse_recipe
 from runner.resolve import resolve
 from tests.build import digest, here
 from tests.library.trees import found, invokeai, keep, write

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants, scan_cache_dir
 
-from runner.demo import demo_model
-from runner.hub import cache_folder, parse_name
+from runner.demo.models import demo_model
+from runner.library.hub import cache_folder, parse_name
 from tests.library.trees import COMMIT, OTHER, found, keep, names, write
 
 

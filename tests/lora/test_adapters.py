@@ -20,8 +20,8 @@ from runner.lora.adapters import Adapter, Adapters, Share, read_adapters
 from runner.lora.algebra import Kind, role_of
 from runner.lora.deltas import change_rows
 from runner.lora.names import find_module, module_names
+from runner.models.view import view_of
 from runner.tensors import TensorSpec
-from runner.view import view_of
 from tests.architectures.test_layouts import back, folder, specs_made
 from tests.lora.test_deltas import specs_of
 

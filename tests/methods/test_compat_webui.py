@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from runner.methods import METHODS
-from runner.plan import COPIED, KEPT, MERGED
+from runner.planning.plan import COPIED, KEPT, MERGED
 from tests.build import merged, planned
 
 UNET = "model.diffusion_model.out.2.weight"

@@ -14,11 +14,11 @@ from jsonschema import Draft202012Validator
 from safetensors.torch import load_file
 
 import runner
-from runner.canonical import canonical_json
 from runner.checkpoint import SIDECAR
+from runner.disk.files import look
 from runner.errors import CannotReplayError, MismatchError
-from runner.files import look
 from runner.formats.safetensors import output_file, read_header
+from runner.recipe.canonical import canonical_json
 from tests import runs
 from tests.build import write_models
 

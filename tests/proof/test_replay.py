@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from runner.canonical import canonical_digest, canonical_json
 from runner.config import Job
 from runner.errors import RunnerError, UsageError
 from runner.place import Devices
 from runner.proof.job import replay_job
+from runner.recipe.canonical import canonical_digest, canonical_json
 from tests.build import flip, write_models
 from tests.proof.build import NAME, answer_of, by_another_machine, edited, made
 from tests.runs import settings

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from runner.checkpoint import SIDECAR
 from runner.config import Job
-from runner.demo import demo_model
+from runner.demo.models import demo_model
 from runner.errors import InputError, MismatchError, UsageError
 from runner.proof.job import verify_job
 from tests.build import flip, write_models

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from runner.compose import DATA_ROOT
-from runner.demo import DEMO_MODELS
+from runner.demo.models import DEMO_MODELS
 from tests.build import SHAPES, random_tensors, write_in_order
 
 RECIPES = sorted((DATA_ROOT / "recipes").rglob("*.yaml"))

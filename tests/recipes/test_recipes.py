@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 from runner.architectures import ARCHITECTURES
 from runner.compose import ComposedRecipe
 from runner.config import Job
-from runner.demo import demo_model
+from runner.demo.models import demo_model
 from runner.formats.diffusers import DiffusersFolder
 from runner.formats.safetensors import SafetensorsFile
 from runner.lora.adapters import read_adapters
 from runner.methods import METHODS
+from runner.models.view import view_of
 from runner.proof.job import replay_job
 from runner.run import run as run_recipe
-from runner.view import view_of
 from tests import command
 from tests.build import here
 from tests.recipes.build import OF_ARCHITECTURES, RECIPES, methods_of, small_models, with_small_models

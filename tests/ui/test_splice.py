@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from runner.compose import DATA_ROOT
 from runner.errors import KeyPath, RecipeError
-from runner.guard import read_text
+from runner.recipe.guard import read_text
 from runner.ui.splice import with_value, without
 
 RECIPES = sorted((DATA_ROOT / "recipes").glob("*.yaml"))

@@ -94,7 +94,7 @@ def main() -> None:
 
 def base_folder(base: str, folder: Path, cache: Path) -> Path:
     """Where the base of a case is."""
-    from runner.demo import demo_model
+    from runner.demo.models import demo_model
 
     return demo_model(base.removeprefix("demo:"), cache) if base.startswith("demo:") else folder / base
 

@@ -31,7 +31,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from runner.demo import demo_model
+from runner.demo.models import demo_model
 
 # Architecture → the two models, and the modules a LoRA of them is made of: linear layers of every component
 # it may have, and of a UNet a convolution.

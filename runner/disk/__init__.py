@@ -1,0 +1,1 @@
+"""Files: reading those of strangers, building ours beside their place, hashing both."""

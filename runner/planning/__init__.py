@@ -1,0 +1,1 @@
+"""From a resolved recipe to its plan."""

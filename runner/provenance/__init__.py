@@ -1,0 +1,1 @@
+"""What a result is made of: its record, its statement, its card, the text in its header."""

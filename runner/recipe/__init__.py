@@ -1,0 +1,1 @@
+"""Recipes: their text, their structure, their canonical form and their locks."""
