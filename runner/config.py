@@ -15,7 +15,7 @@ from runner.disk.cachefile import DIGESTS
 from runner.errors import UsageError, nearest, quote
 from runner.place import Devices
 from runner.publish.target import HUB, INVOKEAI, TARGETS, Target
-from runner.recipe.structure import parse_size
+from runner.recipe.parse import parse_size
 from runner.tensors import SUM_ELEMENTS
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from runner.place import Devices, place
 from runner.planning.plan import Plan
 from runner.provenance.origins import layout_with_origins, plan_with_origins
 from runner.provenance.parts import merge_identities
-from runner.recipe.structure import parse_recipe
+from runner.recipe.parse import parse_recipe
 from runner.resolve import Resolved, resolve
 from runner.tensors import TensorSpec
 from runner.write import Staging, check_place

@@ -19,7 +19,7 @@ from runner.catalogue import (
 )
 from runner.errors import Location, UsageError
 from runner.methods import METHODS
-from runner.recipe.structure import parse_recipe
+from runner.recipe.parse import parse_recipe
 from runner.weighting.presets import PRESET_NAMES, preset
 from tests.command import run
 

@@ -25,8 +25,8 @@ from runner.compose import (
 )
 from runner.errors import KeyPath, RecipeError, UsageError
 from runner.recipe.guard import read_recipe
+from runner.recipe.parse import parse_recipe
 from runner.recipe.references import MAX_REFERENCES
-from runner.recipe.structure import parse_recipe
 from tests.command import Done, run
 
 Write = Callable[..., Path]

@@ -13,7 +13,8 @@ import yaml
 
 from runner.errors import Location, RunnerError
 from runner.methods import METHODS
-from runner.recipe.structure import RECIPE_KEYS, parse_recipe
+from runner.recipe.parse import parse_recipe
+from runner.recipe.structure import RECIPE_KEYS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -11,7 +11,8 @@ from runner.errors import InputError, Location, RecipeError, clip
 from runner.imports.imported import Imported, Note
 from runner.methods import METHODS, find_method
 from runner.recipe.guard import read_text
-from runner.recipe.structure import RECIPE_KEYS, parse_recipe
+from runner.recipe.parse import parse_recipe
+from runner.recipe.structure import RECIPE_KEYS
 
 # A word, a path, demo:NAME: what YAML can not take for anything but a text.
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:[./:@+-]+[A-Za-z0-9_]+)*", re.ASCII)

@@ -31,7 +31,8 @@ from runner.provenance.parts import methods
 from runner.provenance.record import RunRecord
 from runner.recipe.canonical import canonical_json, canonical_recipe
 from runner.recipe.guard import RecipeFile
-from runner.recipe.structure import Recipe, Source, parse_recipe, roles_at
+from runner.recipe.parse import parse_recipe
+from runner.recipe.structure import Recipe, Source, roles_at
 from runner.resolve import Resolved
 from runner.run import build, input_identities, placed, resolved_by, write_beside
 from runner.write import check_place, write_file

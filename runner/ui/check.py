@@ -13,7 +13,8 @@ from runner.config import Job, Settings
 from runner.describe import describe
 from runner.errors import InputError, KeyPath, RunnerError, quote
 from runner.provenance.origins import plan_with_origins
-from runner.recipe.structure import NAMED, Recipe, parse_recipe
+from runner.recipe.parse import parse_recipe
+from runner.recipe.structure import NAMED, Recipe
 from runner.resolve import BoundMerge, Resolved
 from runner.run import placed, resolved_by
 from runner.ui.draft import Draft

@@ -22,8 +22,8 @@ from runner.methods import Parameter, Range
 from runner.provenance.origins import plan_with_origins
 from runner.recipe.canonical import canonical_recipe
 from runner.recipe.guard import read_text
+from runner.recipe.parse import parse_recipe
 from runner.recipe.references import References
-from runner.recipe.structure import parse_recipe
 from runner.resolve import resolve
 from runner.tensors import TensorSpec
 from runner.weighting.parameter import parse_weighting

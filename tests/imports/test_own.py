@@ -15,7 +15,8 @@ from runner.compose import DATA_ROOT
 from runner.imports import own
 from runner.imports.recipe_text import recipe_text
 from runner.recipe.canonical import canonical_json, canonical_recipe, recipe_digest
-from runner.recipe.structure import Recipe, parse_recipe
+from runner.recipe.parse import parse_recipe
+from runner.recipe.structure import Recipe
 from tests.build import here
 
 WITHOUT_PARENTS = [

@@ -22,7 +22,7 @@ from runner.errors import InputError
 from runner.library.hub import fetch, needed, parse_name
 from runner.provenance.record import header_metadata
 from runner.recipe.canonical import canonical_recipe
-from runner.recipe.structure import parse_recipe
+from runner.recipe.parse import parse_recipe
 from tests.build import here, merge, resolved, write_models
 from tests.serving import serving
 

@@ -16,7 +16,7 @@ from runner.provenance.ancestry import header_entries, input_digests, trace
 from runner.provenance.card import card as card_of
 from runner.provenance.card import fenced, inline
 from runner.recipe.guard import read_text
-from runner.recipe.structure import parse_recipe
+from runner.recipe.parse import parse_recipe
 from tests.build import here, merge, planned
 from tests.provenance.test_ancestry import HOSTILE, model
 

@@ -19,7 +19,7 @@ from runner.methods import METHODS
 from runner.provenance.record import relative
 from runner.recipe.canonical import canonical_json, canonical_recipe, recipe_digest
 from runner.recipe.guard import RecipeFile
-from runner.recipe.structure import parse_recipe
+from runner.recipe.parse import parse_recipe
 from runner.run import run
 from tests.build import here, metadata_of, write_models
 from tests.faults.disk import DiedError, Disk

@@ -8,7 +8,8 @@ import pytest
 
 from runner.errors import RecipeError
 from runner.recipe.canonical import recipe_digest
-from runner.recipe.structure import Merge, Output, Policies, Recipe, Source, parse_recipe, parse_size
+from runner.recipe.parse import parse_recipe, parse_size
+from runner.recipe.structure import Merge, Output, Policies, Recipe, Source
 from tests.build import here
 
 MINIMAL: dict[str, Any] = {"method": "weighted_sum", "models": {"a": "x", "b": "y"}}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from runner.compose import DATA_ROOT, recipe_in
 from runner.errors import Location, RecipeError
 from runner.methods import METHODS
-from runner.recipe.structure import parse_recipe
+from runner.recipe.parse import parse_recipe
 from runner.ui.draft import Draft
 
 MIX = Draft("anime_mix", (DATA_ROOT / "recipes" / "anime_mix.yaml").read_text())
