@@ -8,12 +8,13 @@ from pathlib import Path
 
 from runner.errors import counted, escape
 from runner.formats import FORMATS
+from runner.models.model import Model
 from runner.place import Placement
 from runner.planning.plan import BUFFER, COPIED, KEPT, MERGED, Job, Plan, Value
 from runner.provenance.parts import roles
 from runner.provenance.record import RunRecord
 from runner.recipe.structure import roles_at
-from runner.resolve import Model, Resolved
+from runner.resolve.resolved import Resolved
 from runner.tables import size, table
 
 _FATES = (MERGED, COPIED, KEPT, BUFFER)

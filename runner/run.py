@@ -33,7 +33,8 @@ from runner.publish.publication import announce, publish
 from runner.publish.target import Model, kind_of
 from runner.recipe.parse import parse_recipe
 from runner.recipe.structure import Recipe
-from runner.resolve import Resolved, resolve
+from runner.resolve.resolve import resolve
+from runner.resolve.resolved import Resolved
 from runner.signing import key_digest, sign, signature_path, signing_key
 from runner.write import Staging, check_place, check_room, free_bytes, write_file
 

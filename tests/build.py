@@ -24,7 +24,8 @@ from runner.planning.plan import Plan
 from runner.provenance.origins import layout_with_origins, plan_with_origins
 from runner.provenance.parts import merge_identities
 from runner.recipe.parse import parse_recipe
-from runner.resolve import Resolved, resolve
+from runner.resolve.resolve import resolve
+from runner.resolve.resolved import Resolved
 from runner.tensors import TensorSpec
 from runner.write import Staging, check_place
 

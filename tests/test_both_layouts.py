@@ -11,8 +11,9 @@ from runner.architectures import ARCHITECTURES
 from runner.checkpoint import Checkpoint, Stored
 from runner.errors import Location, Problems
 from runner.methods import Parameter
+from runner.models.model import Model
 from runner.models.view import view_of
-from runner.resolve import Model, _names
+from runner.resolve.binding import names_of
 from runner.tensors import TensorSpec
 from runner.weighting.dialects import DIALECTS, layouts
 from runner.weighting.parameter import parse_weighting
@@ -38,7 +39,7 @@ def names(architecture: str, layout: str, specs: dict[str, TensorSpec]) -> Names
     found = ARCHITECTURES[architecture]
     view = view_of(found, layout, specs)
     model = Model((), Checkpoint(layout, layout, Path(), (), tensors), view, found, None)
-    return _names(model, (model,))
+    return names_of(model, (model,))
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)

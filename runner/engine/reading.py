@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from runner.checkpoint import Checkpoint
 from runner.disk.files import read_into
 from runner.engine.compute import dequantise, transposed
+from runner.models.model import Model
 from runner.models.view import View
 from runner.planning.plan import Load, Plan
-from runner.resolve import Model
 from runner.tensors import DTYPES
 
 

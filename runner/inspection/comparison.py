@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from runner.architectures import Place, place
 from runner.errors import counted, escape
+from runner.models.model import Model
 from runner.models.view import INCIDENTAL, View, view_of
-from runner.resolve import Model
 from runner.tables import table
 
 EXAMPLES = 5

@@ -12,9 +12,10 @@ from runner.inspection.comparison import compare, comparison_lines
 from runner.inspection.hashes import computed_hashes, known_hashes, whole_digest
 from runner.inspection.metadata import metadata_lines
 from runner.inspection.model import facts, hash_lines, model_sections
+from runner.models.model import Model
 from runner.progress import progress, say
 from runner.recipe.structure import Source
-from runner.resolve import Model, open_model
+from runner.resolve.sources import open_model
 from runner.tables import table
 
 Sections = list[tuple[str, list[str]]]

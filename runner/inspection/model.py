@@ -16,8 +16,8 @@ from runner.formats import FORMATS
 from runner.inspection.adapters import adapter_lines
 from runner.inspection.hashes import whole_digest
 from runner.inspection.metadata import claimed_hashes
+from runner.models.model import Model
 from runner.planning.prediction import predictions, summary
-from runner.resolve import Model
 from runner.tables import size, table
 from runner.tensors import TensorSpec
 

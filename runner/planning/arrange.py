@@ -9,7 +9,7 @@ from runner.architectures.layouts import to_checkpoint
 from runner.architectures.left import Kind, Left
 from runner.architectures.ties import Made, inverse
 from runner.models.view import INCIDENTAL, whole
-from runner.resolve import Resolved
+from runner.resolve.resolved import Resolved
 from runner.tensors import TensorSpec
 
 _LOST = INCIDENTAL | {Kind.COMPONENT}  # what an output in the other layout does without

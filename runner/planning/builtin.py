@@ -15,7 +15,7 @@ from runner.errors import IncompatibleError, escape
 from runner.formats.diffusers import CONFIG, INDEX, config_text, json_text
 from runner.models.model import component_config
 from runner.planning.prediction import EPSILON, SCHEDULER, Prediction
-from runner.resolve import Resolved
+from runner.resolve.resolved import Resolved
 from runner.tensors import TensorSpec
 
 Specs = Mapping[str, TensorSpec]

@@ -42,7 +42,7 @@ from runner.planning.prediction import (
     scheduler,
     trained,
 )
-from runner.resolve import Resolved
+from runner.resolve.resolved import Resolved
 from runner.tensors import TensorSpec
 
 _MARKERS = re.compile(MARKERS)

@@ -14,7 +14,7 @@ from runner.errors import KeyPath
 from runner.methods import Method
 from runner.methods.factors import sides
 from runner.planning.prediction import Prediction
-from runner.resolve import Resolved
+from runner.resolve.resolved import Resolved
 from runner.tensors import TensorSpec
 
 MERGED = "merged"  # computed

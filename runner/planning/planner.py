@@ -29,7 +29,7 @@ from runner.planning.plan import BUFFER, COPIED, KEPT, MERGED, Draw, Job, Load, 
 from runner.planning.prediction import Prediction, agreed, disagreeing, said_by
 from runner.planning.taken import taken
 from runner.recipe.structure import Policies
-from runner.resolve import BoundMerge, Resolved
+from runner.resolve.resolved import BoundMerge, Resolved
 from runner.tensors import OUTPUT_DTYPES, TensorSpec
 from runner.weighting.parameter import Weighting
 

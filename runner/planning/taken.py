@@ -11,7 +11,7 @@ from runner.models.model import Model, is_known
 from runner.models.quantised import FOR_FP8
 from runner.models.view import INCIDENTAL
 from runner.planning.plan import COPIED, Job, Load
-from runner.resolve import Resolved
+from runner.resolve.resolved import Resolved
 from runner.tensors import DTYPES, OUTPUT_DTYPES, TensorSpec
 
 

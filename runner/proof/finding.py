@@ -18,7 +18,7 @@ from runner.library.lookup import Library
 from runner.models.ema import averaged, users
 from runner.proof.recorded import Recorded, RecordedInput
 from runner.recipe.structure import NAMED, Recipe, Source, roles_at
-from runner.resolve import source_path
+from runner.resolve.sources import source_path
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from runner.recipe.canonical import canonical_json, canonical_recipe
 from runner.recipe.guard import RecipeFile
 from runner.recipe.parse import parse_recipe
 from runner.recipe.structure import Recipe, Source, roles_at
-from runner.resolve import Resolved
+from runner.resolve.resolved import Resolved
 from runner.run import build, input_identities, placed, resolved_by, write_beside
 from runner.write import check_place, write_file
 

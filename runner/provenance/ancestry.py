@@ -19,7 +19,7 @@ from runner.models.model import Model
 from runner.provenance.parts import roles
 from runner.recipe.canonical import canonical_json, canonical_recipe, canonical_source
 from runner.recipe.structure import Source
-from runner.resolve import Resolved
+from runner.resolve.resolved import Resolved
 from runner.stated import RUNNER, Ancestor, Descent, Record, clean_text, descent, links
 
 MAX_ANCESTRY_BYTES = 256 << 10  # of what is carried on from the inputs

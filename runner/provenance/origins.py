@@ -13,7 +13,7 @@ from runner.planning.planner import make_plan
 from runner.provenance.ancestry import header_entries, input_digests, trace
 from runner.provenance.card import card
 from runner.provenance.record import header_metadata
-from runner.resolve import Resolved
+from runner.resolve.resolved import Resolved
 
 
 def plan_with_origins(resolved: Resolved, ranks: Mapping[str, int] | None = None) -> Plan:

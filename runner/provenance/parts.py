@@ -19,7 +19,7 @@ from runner.models.model import Model
 from runner.planning.plan import BUFFER, Plan, weakest
 from runner.recipe.canonical import canonical_digest, canonical_source
 from runner.recipe.structure import roles_at
-from runner.resolve import BoundMerge, Resolved
+from runner.resolve.resolved import BoundMerge, Resolved
 from runner.weighting.parameter import Weighting
 
 _STATED_HASH = re.compile(r"0x([0-9a-f]{64})", re.ASCII)

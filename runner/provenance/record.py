@@ -35,7 +35,7 @@ from runner.recipe.canonical import (
     recipe_digest,
 )
 from runner.recipe.guard import RecipeFile
-from runner.resolve import Resolved
+from runner.resolve.resolved import Resolved
 from runner.stated import clean_text
 
 if TYPE_CHECKING:

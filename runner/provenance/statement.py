@@ -19,7 +19,7 @@ from runner.disk.files import InputFile
 from runner.provenance.parts import roles
 from runner.provenance.record import RunRecord
 from runner.recipe.canonical import canonical_recipe, canonical_source, readable_json
-from runner.resolve import Resolved
+from runner.resolve.resolved import Resolved
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://slsa.dev/provenance/v1"

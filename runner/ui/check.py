@@ -15,7 +15,7 @@ from runner.errors import InputError, KeyPath, RunnerError, quote
 from runner.provenance.origins import plan_with_origins
 from runner.recipe.parse import parse_recipe
 from runner.recipe.structure import NAMED, Recipe
-from runner.resolve import BoundMerge, Resolved
+from runner.resolve.resolved import BoundMerge, Resolved
 from runner.run import placed, resolved_by
 from runner.ui.draft import Draft
 from runner.write import free_bytes

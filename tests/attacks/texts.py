@@ -24,7 +24,7 @@ from runner.recipe.canonical import canonical_recipe
 from runner.recipe.guard import read_text
 from runner.recipe.parse import parse_recipe
 from runner.recipe.references import References
-from runner.resolve import resolve
+from runner.resolve.resolve import resolve
 from runner.tensors import TensorSpec
 from runner.weighting.parameter import parse_weighting
 from runner.weighting.rules import Names

@@ -16,7 +16,7 @@ from runner.errors import InputError, MismatchError
 from runner.library.lookup import Library
 from runner.listing import find_digests
 from runner.recipe.parse import parse_recipe
-from runner.resolve import resolve
+from runner.resolve.resolve import resolve
 from tests.build import digest, here
 from tests.library.trees import found, invokeai, keep, write
 from tests.runs import made, settings

@@ -25,7 +25,7 @@ from runner.planning.plan import BUFFER
 from runner.planning.prediction import Prediction, predictions, summary
 from runner.provenance.record import canonical_recipe
 from runner.recipe.structure import Source
-from runner.resolve import open_model
+from runner.resolve.sources import open_model
 from tests.architectures.models import main_component
 from tests.build import data_of, merge, metadata_of, planned, resolved
 

@@ -1,0 +1,1 @@
+"""From a recipe to what it names: models, methods, numbers at every place."""
