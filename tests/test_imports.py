@@ -150,10 +150,8 @@ def test_methods_formats_and_architectures_do_not_know_each_other() -> None:
 
 
 def test_a_recipe_knows_only_errors_and_tensors() -> None:
-    assert {n for n in imported(ROOT / "recipe" / "structure.py") if n.startswith("runner")} == {
-        "runner.errors",
-        "runner.tensors",
-    }
+    assert ours("recipe/structure") == {"runner.errors"}
+    assert ours("recipe/parse") == {"runner.errors", "runner.tensors", "runner.recipe.structure"}
 
 
 def test_only_the_door_knows_hydra() -> None:

@@ -18,7 +18,7 @@ from runner.errors import IncompatibleError, NumericError, RecipeError
 from runner.lora.names import Dialect, name_of
 from tests.build import merge, planned
 from tests.engine.test_bake import KEYS, lora
-from tests.test_mixed_layouts import read
+from tests.stored import read
 
 SD1 = ARCHITECTURES["sd1"]
 EXTRACT = {"method": "extract_lora", "models": {"base": "demo:base", "model": "demo:anime"}}

@@ -18,7 +18,7 @@ from runner.lora.names import Dialect, name_of
 from runner.models.changes import changes_of
 from tests.architectures.models import transformer
 from tests.build import merge, planned
-from tests.test_mixed_layouts import as_single_file, read
+from tests.stored import as_single_file, read
 
 SD1 = ARCHITECTURES["sd1"]
 KEYS = {

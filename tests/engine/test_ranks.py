@@ -30,7 +30,7 @@ from runner.planning.factors import dialect_for
 from runner.planning.plan import Job
 from runner.write import check_room
 from tests.build import merge, planned
-from tests.test_mixed_layouts import as_single_file, read
+from tests.stored import as_single_file, read
 
 SD1 = ARCHITECTURES["sd1"]
 # Of two blocks, so that a test takes no time: linear layers and convolutions.

@@ -14,7 +14,7 @@ from runner.architectures.layouts import canonical
 from tests.build import merge
 from tests.lora.oracles.fuse import EXPECTED, STRENGTH, base_folder, made
 from tests.lora.oracles.pipelines import CASES, place
-from tests.test_mixed_layouts import read
+from tests.stored import read
 
 RECORDED = load_file(EXPECTED)
 

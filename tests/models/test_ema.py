@@ -14,7 +14,7 @@ from torch import Tensor
 from runner.demo.models import demo_model
 from runner.errors import IncompatibleError
 from tests.build import merge, merged, planned
-from tests.test_mixed_layouts import as_single_file, equal, read
+from tests.stored import as_single_file, equal, read
 
 Tensors = dict[str, Tensor]
 UNET = "model.diffusion_model."

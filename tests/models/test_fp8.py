@@ -22,7 +22,7 @@ from runner.errors import IncompatibleError, NumericError
 from runner.place import Devices, place
 from runner.tensors import TensorSpec
 from tests.build import merge, merged, planned
-from tests.test_mixed_layouts import as_single_file, equal, read
+from tests.stored import as_single_file, equal, read
 
 FP8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 NAMES = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"}

@@ -13,7 +13,7 @@ from torch import Tensor
 from runner.demo.models import demo_model
 from runner.errors import IncompatibleError
 from tests.build import merge, planned
-from tests.test_mixed_layouts import as_single_file, read
+from tests.stored import as_single_file, read
 
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 

@@ -23,7 +23,7 @@ from runner.tensors import TensorSpec
 from tests.architectures.models import specs_of
 from tests.architectures.test_layouts import CASES, single_specs
 from tests.build import header_only, merge, planned
-from tests.test_mixed_layouts import as_single_file, equal, read
+from tests.stored import as_single_file, equal, read
 
 Specs = dict[str, TensorSpec]
 V_PRED = {"v_pred": TensorSpec("F32", (0,))}

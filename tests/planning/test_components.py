@@ -22,7 +22,7 @@ from runner.planning.plan import COPIED, MERGED
 from runner.provenance.record import RunRecord
 from runner.recipe.canonical import canonical_recipe
 from tests.build import merge, merged, planned, random_tensors
-from tests.test_mixed_layouts import Tensors, as_single_file, equal, read
+from tests.stored import Tensors, as_single_file, equal, read
 
 WEIGHTS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model"}
 PREFIXES = {
