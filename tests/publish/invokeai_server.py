@@ -26,8 +26,8 @@ ROUTES = {
     ("patch", "/api/v2/models/i/{key}"),
 }
 QUERY = {"source", "inplace", "access_token"}
-PREDICTIONS = ["epsilon", "v_prediction", "sample"]
-STATES = ["waiting", "downloading", "downloads_done", "running", "paused", "completed", "error", "cancelled"]
+PREDICTIONS = {"epsilon", "v_prediction", "sample"}
+STATES = {"waiting", "running", "completed", "error", "cancelled"}  # those that count here
 # Answers of 6.14.2: a job, and what it says of a single file that it recognises and of one that it does not.
 ANSWERS = json.loads((Path(__file__).parent / "invokeai.json").read_text())
 CHANGES = set(ANSWERS["job"]["config_in"])  # fields of the body of an installation, and of a change

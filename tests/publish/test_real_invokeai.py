@@ -108,9 +108,8 @@ def invokeai(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InvokeAI]:
         else:
             pytest.fail(f"InvokeAI does not start:\n{''.join(said)}")
         overdue.cancel()
-        threading.Thread(
-            target=process.stdout.read, daemon=True
-        ).start()  # else it waits when the pipe is full
+        # What it says from here on is taken off its hands, else it waits once the pipe is full.
+        threading.Thread(target=process.stdout.read, daemon=True).start()
         yield InvokeAI(root, match[1], process)
     finally:
         overdue.cancel()
@@ -229,7 +228,7 @@ def test_what_it_does_not_recognise_is_told_again_and_again(
         with pytest.raises(PublishError, match='lists "narrow", and does not recognise it'):
             register(model, invokeai.target())
     entry = invokeai.entry(model)
-    assert entry.keys() == ANSWERS["unknown"].keys() and entry["type"] == ANSWERS["unknown"]["type"]
+    assert entry.keys() >= ANSWERS["unknown"].keys() and entry["type"] == ANSWERS["unknown"]["type"]
 
 
 def test_what_it_refuses_is_told_in_its_words(invokeai: InvokeAI, tmp_path: Path) -> None:
@@ -250,19 +249,18 @@ def test_what_is_asked_of_it_is_what_it_documents_and_the_tests_server_answers_a
     routes, schemas = document["paths"], document["components"]["schemas"]
     assert all(method in routes[place] for method, place in ROUTES)
     install = routes["/api/v2/models/install"]["post"]
-    assert {one["name"] for one in install["parameters"]} == QUERY
+    assert {one["name"] for one in install["parameters"]} >= QUERY
     for route in (install, routes["/api/v2/models/i/{key}"]["patch"]):
-        (body,) = route["requestBody"]["content"].items()
-        assert body[0] == "application/json"
-        assert body[1]["schema"]["$ref"].endswith("/ModelRecordChanges")
-    assert set(schemas["ModelRecordChanges"]["properties"]) == CHANGES
-    assert schemas["SchedulerPredictionType"]["enum"] == PREDICTIONS
-    assert schemas["InstallStatus"]["enum"] == STATES
-    jobs = invokeai.answer("/api/v2/models/install")
-    assert all(job.keys() == ANSWERS["job"].keys() for job in jobs)
-    assert all(job["source"].keys() == ANSWERS["job"]["source"].keys() for job in jobs)
+        schema = route["requestBody"]["content"]["application/json"]["schema"]
+        assert schema["$ref"].endswith("/ModelRecordChanges")
+    assert schemas["ModelRecordChanges"]["properties"].keys() >= CHANGES
+    assert set(schemas["SchedulerPredictionType"]["enum"]) >= PREDICTIONS
+    assert set(schemas["InstallStatus"]["enum"]) >= STATES
     files = [one for one in invokeai.models() if (one["type"], one["format"]) == ("main", "checkpoint")]
-    assert files and all(one.keys() == ANSWERS["main"].keys() for one in files)
+    jobs = invokeai.answer("/api/v2/models/install")
+    assert files and all(one.keys() >= ANSWERS["main"].keys() for one in files)
+    assert jobs and all(one.keys() >= ANSWERS["job"].keys() for one in jobs)
+    assert all(one["source"].keys() >= ANSWERS["job"]["source"].keys() for one in jobs)
 
 
 def test_its_models_are_listed_by_their_names_while_it_runs_and_after(
