@@ -29,10 +29,18 @@ def invokeai_names(database: Path, models: Path) -> dict[Path, str]:
         InputError: it is no database of InvokeAI's.
     """
     label = escape(str(database))
-    # A running InvokeAI writes ahead into a second file, which is read with its index or not at all: to make
-    # the index would be to write. Without both the file is read as it is, locks and all left alone.
-    ahead = all(database.with_name(f"{database.name}{end}").exists() for end in ("-wal", "-shm"))
-    address = f"file:{url_quote(str(database.absolute()))}?{'mode=ro' if ahead else 'mode=ro&immutable=1'}"
+    # A running InvokeAI writes ahead into a second file, and leaves it there when it is killed. SQLite finds
+    # its way in it by an index, which it would mend on disk if it did not take it for read-only. Without the
+    # two the first file is read as it is, locks and all left alone.
+    ahead, index = (database.with_name(f"{database.name}{end}") for end in ("-wal", "-shm"))
+    both = ahead.exists() and index.exists()
+    if not both and ahead.exists() and ahead.stat().st_size:
+        raise InputError(
+            f"{label}: its newest part, {escape(ahead.name)}, cannot be read without {escape(index.name)}; "
+            "starting InvokeAI makes it anew"
+        )
+    mode = "readonly_shm=1" if both else "immutable=1"
+    address = f"file:{url_quote(str(database.absolute()))}?mode=ro&{mode}"
     try:
         with closing(sqlite3.connect(address, uri=True, timeout=2)) as connection:
             connection.set_progress_handler(lambda: 1, MAX_STEPS)
@@ -59,6 +67,8 @@ def _entry(config: Any) -> tuple[str, str] | None:
     if not isinstance(tree, dict):
         return None
     path, name = tree.get("path"), tree.get("name")
+    if tree.get("base") == "external":  # a service elsewhere
+        return None
     if not isinstance(path, str) or not isinstance(name, str) or not path or not name:
         return None
     return path, name

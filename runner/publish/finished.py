@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from runner.architectures.configs import PREDICTION_WORDS
 from runner.checkpoint import CARD, RECORD, STATEMENT_SUFFIX
 from runner.disk.files import read_small
 from runner.errors import InputError, MismatchError, escape, quote
 from runner.formats.strict_json import parse_object
 from runner.provenance.masking import all_masked
 from runner.publish.folder import digest_of
-from runner.publish.target import PIPELINE, Model, Publication, kind_of
+from runner.publish.target import CHECKPOINT, PIPELINE, Model, Publication, kind_of
 from runner.recipe.canonical import readable_json
 from runner.write import write_file
 
@@ -40,19 +41,23 @@ def finished_model(folder: Path, model_folder: Path) -> Model:
         output = tree["deterministic"]["output"]
         name, files = str(output["name"]), {str(one["name"]): str(one["sha256"]) for one in output["files"]}
         kind = kind_of(str(output["format"]), list(tree["deterministic"]["dtypes"]["written"]))
-        blake3 = str(output["files"][0]["blake3"])
+        blake3 = {str(one["name"]): str(one["blake3"]) for one in output["files"]}
+        says = str(tree["deterministic"].get("predicts")) if kind in (CHECKPOINT, PIPELINE) else ""
     except (KeyError, TypeError, IndexError) as error:
         hint = "run= is the folder of a finished merge, such as runs/NAME/TIME"
         raise InputError(f"{quote(folder / RECORD)}: no model was made in this run", hint=hint) from error
     _check_names([name])
     if "/" in name:
         raise InputError(f"{quote(name)}: no name of a file of a model")
+    prediction = PREDICTION_WORDS.get(says.partition(",")[0])  # what follows is said of the noise schedule
     if kind == PIPELINE:
-        return Model(model_folder / name, kind, _of_folder(folder, name, files))
+        files = _of_folder(folder, name, files)
+        return Model(model_folder / name, kind, files, blake3=blake3, prediction=prediction)
     if list(files) != [name]:
         raise InputError(f"{quote(folder / RECORD)}: a model of this format is one file of its name")
-    card = folder / CARD
-    return Model(model_folder / name, kind, {"": files[name]}, card if card.is_file() else None, blake3)
+    files, blake3 = {"": files[name]}, {"": blake3[name]}
+    card = folder / CARD if (folder / CARD).is_file() else None
+    return Model(model_folder / name, kind, files, card, blake3, prediction)
 
 
 def _of_folder(folder: Path, name: str, weights: Mapping[str, str]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """A model made known to a running InvokeAI, which loads it from where it lies.
 
-Source: InvokeAI 6.8, its OpenAPI document: /api/v2/models/, /api/v2/models/install and /install/{id};
-services/model_install/model_install_common.py for the states of a job.
+Source: InvokeAI 6.14, its OpenAPI document: /api/v2/models/ with install, install/{id} and i/{key};
+services/model_install/model_install_common.py for the states of a job; backend/model_hash/model_hash.py.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import quote as url_quote
 from urllib.parse import urlencode, urlsplit
 
 from runner.errors import PublishError, UsageError, quote
@@ -22,6 +23,12 @@ ANSWER_SECONDS = 60  # that one request may take
 _PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0)  # between two questions for a job, the last again and again
 _FAILED = ("error", "cancelled")
 _BLAKE3 = "blake3:"
+_WEIGHTS = (".ckpt", ".safetensors", ".bin", ".pt", ".pth")  # files that count for the hash of a folder
+_UNKNOWN = "unknown"
+_HINTS = {  # method and status
+    ("GET", 401): "an InvokeAI with accounts is not supported: multiuser: false in its invokeai.yaml",
+    ("POST", 409): "InvokeAI must see the model under the same path",
+}
 
 
 def checked_url(url: str) -> str:
@@ -45,34 +52,43 @@ def checked_url(url: str) -> str:
 
 
 def register(model: Model, target: Target) -> str:
-    """Has InvokeAI install a model in place; returns the word for what was done.
+    """Has InvokeAI install a model in place, as what it predicts; returns the word for what was done.
 
     Raises:
-        PublishError: it does not answer, refuses the model, or takes too long.
+        PublishError: it does not answer, refuses the model, does not recognise it, or takes too long.
     """
     url, path = checked_url(target.url), model.path.resolve()
     models = _object(_asked(url, "GET", "/api/v2/models/")).get("models")
     if not isinstance(models, list):
         raise PublishError(f"{url}: no list of models in the answer; is this InvokeAI?")
-    if _is_known([one for one in models if isinstance(one, Mapping)], path, model):
+    entry = _known([one for one in models if isinstance(one, Mapping)], path, model)
+    if entry is not None and _is_right(entry, model):
         return THERE
     if target.dry_run:
         return DRY_RUN
-    query = urlencode({"source": str(path), "inplace": "true"})
-    job = _object(_asked(url, "POST", f"/api/v2/models/install?{query}", {}))
-    _wait(url, job, target.patience)
+    if entry is None:
+        query = urlencode({"source": str(path), "inplace": "true"})
+        job = _object(_asked(url, "POST", f"/api/v2/models/install?{query}", {}))
+        entry = _installed(url, job, target.patience)
+    if not _is_right(entry, model):
+        # It takes nearly every single file for one of epsilon, and passes over what an install says of that.
+        place = f"/api/v2/models/i/{url_quote(str(entry.get('key')), safe='')}"
+        entry = _object(_asked(url, "PATCH", place, {"prediction_type": model.prediction}))
+        if not _is_right(entry, model):
+            raise PublishError(f"InvokeAI does not take the model for one that predicts {model.prediction}")
     return PUBLISHED
 
 
-def _is_known(models: list[Mapping[str, Any]], path: Path, model: Model) -> bool:
-    """Whether InvokeAI has a model: at this path, or a file of these bytes wherever it lies.
+def _known(models: list[Mapping[str, Any]], path: Path, model: Model) -> Mapping[str, Any] | None:
+    """What InvokeAI says of a model that it has: at this path, or of the same bytes wherever it lies.
 
     Raises:
         PublishError: it knows another model at this path.
     """
-    ours = f"{_BLAKE3}{model.blake3}" if model.blake3 else None
-    if ours and any(one.get("hash") == ours for one in models):
-        return True
+    ours = _hash_of(model)
+    for one in models:
+        if ours and one.get("hash") == ours and not _is_gone(one.get("path")):
+            return one
     for one in models:
         theirs, digest = one.get("path"), one.get("hash")
         if not isinstance(theirs, str) or not theirs.startswith("/") or os.path.realpath(theirs) != str(path):
@@ -82,12 +98,45 @@ def _is_known(models: list[Mapping[str, Any]], path: Path, model: Model) -> bool
                 f"InvokeAI knows {quote(one.get('name'))} at this path, with another content",
                 hint="remove that one in InvokeAI's model manager, and publish again",
             )
-        return True
-    return False
+        return one
+    return None
 
 
-def _wait(url: str, job: Mapping[str, Any], patience: int) -> None:
-    """Waits for the end of an installation.
+def _is_gone(path: object) -> bool:
+    """Whether what InvokeAI knows has been removed; a relative path is in a folder of its own."""
+    return isinstance(path, str) and path.startswith("/") and not os.path.exists(path)  # noqa: PTH110 - no errors
+
+
+def _hash_of(model: Model) -> str | None:
+    """The hash InvokeAI knows a model by: of a file, or of the digits of a folder's files in their order."""
+    from blake3 import blake3
+
+    if not model.folder:
+        return f"{_BLAKE3}{model.blake3['']}" if model.blake3 else None
+    weights = sorted(PurePosixPath(name) for name in model.files if name.endswith(_WEIGHTS))
+    digits = [model.blake3.get(str(name)) for name in weights]
+    if not digits or None in digits:
+        return None
+    return f"{_BLAKE3}{blake3(''.join(map(str, digits)).encode()).hexdigest()}"
+
+
+def _is_right(entry: Mapping[str, Any], model: Model) -> bool:
+    """Whether InvokeAI takes a model for one that predicts what it does, as far as both say.
+
+    Raises:
+        PublishError: it did not recognise the model at all.
+    """
+    if entry.get("type") == _UNKNOWN:
+        raise PublishError(
+            f"InvokeAI lists {quote(entry.get('name'))}, and does not recognise it: its type is unknown",
+            hint="it cannot be used there: remove it in InvokeAI's model manager",
+        )
+    says = entry.get("prediction_type")
+    return says is None or model.prediction is None or says == model.prediction
+
+
+def _installed(url: str, job: Mapping[str, Any], patience: int) -> Mapping[str, Any]:
+    """What InvokeAI says of a model once its installation has ended.
 
     Raises:
         PublishError: it failed, or it has not ended in time.
@@ -108,6 +157,7 @@ def _wait(url: str, job: Mapping[str, Any], patience: int) -> None:
         time.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)])
         tries += 1
         job = _object(_asked(url, "GET", f"/api/v2/models/install/{number}"))
+    return _object(job.get("config_out"))
 
 
 def _object(answer: Any) -> Mapping[str, Any]:
@@ -132,7 +182,8 @@ def _asked(url: str, method: str, path: str, body: object = None) -> Any:
             raise PublishError(f"{url}: an answer of more than {MAX_ANSWER_BYTES} bytes")
         return json.loads(content)
     except HTTPError as error:
-        raise PublishError(f"{url}: InvokeAI answers {error.code}{_detail(error.read(1 << 16))}") from error
+        message = f"{url}: InvokeAI answers {error.code}{_detail(error.read(1 << 16))}"
+        raise PublishError(message, hint=_HINTS.get((method, error.code))) from error
     except (URLError, HTTPException, OSError) as error:
         reason = getattr(error, "reason", None) or error
         raise PublishError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 CHECKPOINT, LORA, DENOISER, VAE, TEXT_ENCODER = "checkpoint", "LoRA", "denoiser", "VAE", "text encoder"
@@ -49,14 +49,16 @@ class Model:
         kind: what programs take it for, such as CHECKPOINT; PIPELINE is a folder, all others are files.
         files: name inside the folder → SHA-256; "" is the name if the model is a file. Empty before a merge.
         card: its README.md, of a file; part of a folder.
-        blake3: of a single file.
+        blake3: name of a weight file, as in files → BLAKE3.
+        prediction: "epsilon" or "v_prediction", of what denoises; None: neither, or it is not known.
     """
 
     path: Path
     kind: str
     files: Mapping[str, str]
     card: Path | None = None
-    blake3: str | None = None
+    blake3: Mapping[str, str] = field(default_factory=dict)
+    prediction: str | None = None
 
     @property
     def folder(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -111,6 +112,23 @@ def test_what_a_running_invokeai_has_not_yet_put_in_its_place_is_read_too(tmp_pa
         assert sorted(invokeai_names(database, tmp_path / "models").values()) == ["x", "y"]
 
 
+def test_what_a_killed_invokeai_left_is_read_without_mending_it(tmp_path: Path) -> None:
+    database = invokeai(tmp_path / "running", {}, "WAL")
+    with closing(sqlite3.connect(database)) as running:
+        insert(running, {"x": "x.safetensors"})
+        shutil.copytree(tmp_path / "running", tmp_path / "killed")
+    left = tmp_path / "killed" / "databases"
+    index = left / "invokeai.db-shm"
+    index.write_bytes(bytes(index.stat().st_size))
+    before = {path: path.stat().st_mtime_ns for path in left.iterdir()}
+    assert list(invokeai_names(left / database.name, left).values()) == ["x"]
+    assert {path: path.stat().st_mtime_ns for path in left.iterdir()} == before and len(before) == 3
+    assert not any(index.read_bytes())
+    index.unlink()
+    with pytest.raises(InputError, match=r"its newest part, invokeai\.db-wal, cannot be read without"):
+        invokeai_names(left / database.name, left)
+
+
 def test_a_locked_database_is_read(tmp_path: Path) -> None:
     database = invokeai(tmp_path, {"x": "x.safetensors"})
     with closing(sqlite3.connect(database)) as running:
@@ -152,6 +170,7 @@ def test_rows_that_are_odd_are_left_out(tmp_path: Path) -> None:
             "[]",
             '{"path": 3, "name": "x"}',
             '{"path": "a\\u0000b", "name": "x"}',
+            '{"path": "external://openai/x", "name": "x", "base": "external"}',
             None,
             b"\xff",
             7,

@@ -20,7 +20,7 @@ from tests.build import SHAPES, digest
 COMMIT, OTHER = "0123456789abcdef" * 2 + "01234567", "f" * 40
 PLAIN = {key: TensorSpec("F16", shape) for key, shape in SHAPES.items()}
 
-# The table of version 4 and later, as migrations 7 and after leave it.
+# The table of version 6, as migration 22 and after leave it.
 INVOKEAI = """
 CREATE TABLE models (
     id TEXT NOT NULL PRIMARY KEY,
@@ -34,10 +34,9 @@ CREATE TABLE models (
     config TEXT NOT NULL,
     created_at DATETIME NOT NULL DEFAULT(STRFTIME('%Y-%m-%d %H:%M:%f', 'NOW')),
     updated_at DATETIME NOT NULL DEFAULT(STRFTIME('%Y-%m-%d %H:%M:%f', 'NOW')),
-    UNIQUE(name, base, type)
+    UNIQUE(path)
 );
 CREATE INDEX name_index ON models(name);
-CREATE UNIQUE INDEX path_index ON models(path);
 """
 
 

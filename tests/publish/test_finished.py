@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
 from runner.errors import InputError, MismatchError
 from runner.publish.finished import finished_model, note, verify
@@ -24,9 +25,11 @@ def changed(path: Path, change: Callable[[Any], object]) -> None:
 
 def test_a_file_is_known_by_its_record(file_run: Path) -> None:
     model = finished_model(file_run, file_run)
-    digest = hashlib.sha256((file_run / "mix.safetensors").read_bytes()).hexdigest()
-    assert (model.kind, model.files, model.card) == (CHECKPOINT, {"": digest}, file_run / "README.md")
-    assert model.path == file_run / "mix.safetensors" and len(str(model.blake3)) == 64
+    content = (file_run / "mix.safetensors").read_bytes()
+    digests = {"": hashlib.sha256(content).hexdigest()}
+    assert (model.kind, model.files, model.card) == (CHECKPOINT, digests, file_run / "README.md")
+    assert model.path == file_run / "mix.safetensors"
+    assert model.blake3 == {"": blake3(content).hexdigest()}
     verify(model)
 
 
@@ -34,6 +37,7 @@ def test_a_folder_is_every_file_of_its_statement(folder_run: Path) -> None:
     model, path = finished_model(folder_run, folder_run), folder_run / "mix"
     there = {one.relative_to(path).as_posix() for one in path.rglob("*") if one.is_file()}
     assert model.kind == PIPELINE and set(model.files) == there and model.card is None
+    assert set(model.blake3) == {name for name in there if name.endswith(".safetensors")}
     verify(model)
 
 

@@ -1,106 +1,27 @@
-"""A model registered with InvokeAI: a server here that keeps to what its OpenAPI document says.
-
-It answers three of its routes, refuses what the document does not know, and installs by reading the file.
-"""
+"""A model registered with InvokeAI: a server here that answers as InvokeAI does."""
 
 from __future__ import annotations
 
-import json
+import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from blake3 import blake3
 
 from runner.errors import PublishError, UsageError
+from runner.publish.finished import finished_model
 from runner.publish.invokeai import checked_url, register
-from runner.publish.target import CHECKPOINT, DRY_RUN, PIPELINE, PUBLISHED, THERE, Model, Target
-from tests.serving import serving
-
-# What InvokeAI 6.8 documents of POST /api/v2/models/install: its query, and the fields of its body.
-QUERY = {"source", "inplace", "access_token"}
-CHANGES = {"source", "name", "path", "description", "base", "type", "key", "hash", "file_size", "format"}
-STEPS = ("waiting", "running", "completed")
-
-
-@dataclass
-class InvokeAI:
-    """What the server knows, and how it behaves."""
-
-    url: str = ""
-    models: list[dict[str, Any]] = field(default_factory=list)
-    jobs: list[dict[str, Any]] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
-    steps: tuple[str, ...] = STEPS
-    fault: tuple[int, bytes] | None = None
-
-    def install(self, source: str, inplace: bool) -> dict[str, Any]:
-        """A new job."""
-        job = {"id": len(self.jobs), "source": {"type": "local", "path": source}, "inplace": inplace}
-        self.jobs.append({**job, "status": self.steps[0], "left": list(self.steps[1:])})
-        return self.jobs[-1]
-
-    def go_on(self, job: dict[str, Any]) -> None:
-        """A job's next state; at its end the model is known."""
-        if job["left"]:
-            job["status"] = job["left"].pop(0)
-        if job["status"] == "error":
-            job |= {"error_reason": "InvalidModelConfigException", "error": "Unable to determine model type"}
-        if job["status"] == "completed" and "config_out" not in job:
-            path = Path(job["source"]["path"])
-            digest = blake3(path.read_bytes()).hexdigest() if path.is_file() else "0" * 64
-            job["config_out"] = {"name": path.stem, "path": str(path), "hash": f"blake3:{digest}"}
-            self.models.append(job["config_out"])
+from runner.publish.target import CHECKPOINT, DRY_RUN, PUBLISHED, THERE, Model, Target
+from tests.publish.conftest import mix
+from tests.publish.invokeai_server import InvokeAI, served
+from tests.runs import made
 
 
 @pytest.fixture
 def invokeai() -> Iterator[InvokeAI]:
-    state = InvokeAI()
-
-    class Handler(BaseHTTPRequestHandler):
-        def answer(self, status: int, body: Any) -> None:
-            content = body if isinstance(body, bytes) else json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def do_GET(self) -> None:
-            state.asked.append(f"GET {self.path}")
-            if state.fault:
-                return self.answer(*state.fault)
-            if self.path == "/api/v2/models/":
-                return self.answer(200, {"models": state.models})
-            number = self.path.removeprefix("/api/v2/models/install/")
-            if not number.isdecimal() or int(number) >= len(state.jobs):
-                return self.answer(404, {"detail": "No such job"})
-            state.go_on(state.jobs[int(number)])
-            return self.answer(200, {k: v for k, v in state.jobs[int(number)].items() if k != "left"})
-
-        def do_POST(self) -> None:
-            state.asked.append(f"POST {self.path}")
-            parts = urlsplit(self.path)
-            query = parse_qs(parts.query, strict_parsing=True)
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            if parts.path != "/api/v2/models/install":
-                return self.answer(404, {"detail": "Not Found"})
-            known = set(query) <= QUERY and isinstance(body, dict) and set(body) <= CHANGES
-            if not known or "source" not in query or self.headers["Content-Type"] != "application/json":
-                return self.answer(422, {"detail": [{"msg": "Field required"}]})
-            (source,), (inplace,) = query["source"], query["inplace"]
-            if not Path(source).exists():
-                return self.answer(415, {"detail": "Unrecognized file/folder format"})
-            job = state.install(source, {"true": True, "false": False}[inplace])
-            return self.answer(201, {key: value for key, value in job.items() if key != "left"})
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    with serving(Handler) as state.url:
+    with served() as state:
         yield state
 
 
@@ -109,7 +30,7 @@ def model(tmp_path: Path) -> Model:
     """A file with a name that must be escaped in an address."""
     path = tmp_path / "a mix & more+.safetensors"
     path.write_bytes(b"weights")
-    return Model(path, CHECKPOINT, {"": "0" * 64}, blake3=blake3(b"weights").hexdigest())
+    return Model(path, CHECKPOINT, {"": "0" * 64}, blake3={"": blake3(b"weights").hexdigest()})
 
 
 def target(invokeai: InvokeAI, patience: int = 20, **changes: bool) -> Target:
@@ -136,18 +57,68 @@ def test_twice_is_there_already_and_asks_for_nothing_more(invokeai: InvokeAI, mo
 
 
 def test_a_file_of_the_same_bytes_elsewhere_is_there_already(invokeai: InvokeAI, model: Model) -> None:
-    invokeai.models.append({"name": "x", "path": "sd-1/main/x", "hash": f"blake3:{model.blake3}"})
+    invokeai.know("0b1c/x.safetensors", hash=f"blake3:{model.blake3['']}")
     assert register(model, target(invokeai)) == THERE and not invokeai.jobs
 
 
-def test_a_folder_is_known_by_its_path(invokeai: InvokeAI, tmp_path: Path) -> None:
-    (tmp_path / "mix").mkdir()
-    folder = Model(tmp_path / "mix", PIPELINE, {})
+def test_what_it_knows_of_a_file_that_is_gone_is_not_there(invokeai: InvokeAI, model: Model) -> None:
+    invokeai.know(str(model.path.with_name("gone.safetensors")), hash=f"blake3:{model.blake3['']}")
+    assert register(model, target(invokeai)) == PUBLISHED
+
+
+def test_a_folder_is_known_by_its_weights(invokeai: InvokeAI, folder_run: Path, tmp_path: Path) -> None:
+    folder = finished_model(folder_run, folder_run)
     assert [register(folder, target(invokeai)) for _ in range(2)] == [PUBLISHED, THERE]
+    copy = replace(folder, path=Path(shutil.copytree(folder.path, tmp_path / "copy")))
+    assert register(copy, target(invokeai)) == THERE
+    (entry,) = invokeai.models
+    entry["hash"] = f"blake3:{'1' * 64}"
+    with pytest.raises(PublishError, match='knows "mix" at this path, with another content'):
+        register(folder, target(invokeai))
+
+
+def test_where_it_does_not_hash_with_blake3_a_model_is_known_by_its_path(
+    invokeai: InvokeAI, model: Model
+) -> None:
+    invokeai.know(str(model.path), hash=f"sha256:{'1' * 64}")
+    assert register(model, target(invokeai)) == THERE
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_model_is_put_down_for_what_it_predicts(known: bool, invokeai: InvokeAI, model: Model) -> None:
+    model = replace(model, prediction="v_prediction")
+    if known:
+        invokeai.know(str(model.path), hash=f"blake3:{model.blake3['']}")
+        assert register(model, target(invokeai, dry_run=True)) == DRY_RUN
+    assert [register(model, target(invokeai)) for _ in range(2)] == [PUBLISHED, THERE]
+    assert [one["prediction_type"] for one in invokeai.models] == ["v_prediction"]
+    assert len([line for line in invokeai.asked if line == "PATCH /api/v2/models/i/key%200"]) == 1
+
+
+def test_one_that_keeps_to_another_prediction_is_told(invokeai: InvokeAI, model: Model) -> None:
+    invokeai.keeps = True
+    with pytest.raises(PublishError, match="does not take the model for one that predicts v_prediction"):
+        register(replace(model, prediction="v_prediction"), target(invokeai))
+
+
+@pytest.mark.parametrize(
+    ("stated", "layout", "expected"),
+    [
+        ({}, "checkpoint", "epsilon"),
+        ({"prediction_type": "v_prediction"}, "checkpoint", "v_prediction"),
+        ({"prediction_type": "v_prediction", "zero_terminal_snr": True}, "diffusers", "v_prediction"),
+    ],
+)
+def test_what_a_model_predicts_is_in_its_record(
+    stated: dict[str, object], layout: str, expected: str, cache: Path, tmp_path: Path
+) -> None:
+    recipe = mix(a="demo:photo", b="demo:anime") | stated | {"output": {"format": layout}}
+    made(tmp_path, "run", recipe, cache_dir=cache)
+    assert finished_model(tmp_path / "run", tmp_path / "run").prediction == expected
 
 
 def test_another_content_at_this_path_is_refused(invokeai: InvokeAI, model: Model) -> None:
-    invokeai.models.append({"name": "old", "path": str(model.path), "hash": f"blake3:{'1' * 64}"})
+    invokeai.know(str(model.path), name="old", hash=f"blake3:{'1' * 64}")
     with pytest.raises(PublishError, match='knows "old" at this path, with another content'):
         register(model, target(invokeai))
     assert not invokeai.jobs
@@ -158,10 +129,21 @@ def test_a_dry_run_only_asks_what_is_known(invokeai: InvokeAI, model: Model) -> 
     assert invokeai.asked == ["GET /api/v2/models/"]
 
 
-def test_a_model_that_is_not_recognised_is_told_in_its_words(invokeai: InvokeAI, model: Model) -> None:
+def test_a_model_that_cannot_be_installed_is_told_in_its_words(invokeai: InvokeAI, model: Model) -> None:
     invokeai.steps = ("waiting", "error")
-    with pytest.raises(PublishError, match="InvalidModelConfigException: Unable to determine model type"):
+    with pytest.raises(PublishError, match="ValueError: No model files or config files found"):
         register(model, target(invokeai))
+
+
+def test_a_model_that_is_listed_but_not_recognised_is_told(invokeai: InvokeAI, model: Model) -> None:
+    invokeai.recognises = False
+    for _ in range(2):
+        with pytest.raises(
+            PublishError, match=r'lists "a mix & more\+", and does not recognise it'
+        ) as caught:
+            register(model, target(invokeai))
+        assert "model manager" in str(caught.value.hint)
+    assert len(invokeai.jobs) == 1
 
 
 def test_patience_ends(invokeai: InvokeAI, model: Model) -> None:
@@ -173,8 +155,14 @@ def test_patience_ends(invokeai: InvokeAI, model: Model) -> None:
 
 def test_a_refusal_is_told_with_its_detail(invokeai: InvokeAI, model: Model) -> None:
     model.path.unlink()
-    with pytest.raises(PublishError, match='answers 415: "Unrecognized file/folder format"'):
+    with pytest.raises(PublishError, match='answers 409: "Unsupported model source: ') as caught:
         register(model, target(invokeai))
+    assert "under the same path" in str(caught.value.hint)
+
+
+def test_an_address_below_that_of_invokeai_gets_a_page(invokeai: InvokeAI, model: Model) -> None:
+    with pytest.raises(PublishError, match="the answer is not JSON"):
+        register(model, replace(target(invokeai), url=f"{invokeai.url}/ui"))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +173,10 @@ def test_a_refusal_is_told_with_its_detail(invokeai: InvokeAI, model: Model) -> 
         ((200, b"{}"), "no list of models"),
         ((200, b"[" * 100_000), "the answer is not JSON"),
         ((500, b"oops"), "answers 500$"),
-        ((401, b'{"detail": "Not authenticated\\u001b[31m"}'), r'answers 401: "Not authenticated\\u001b'),
+        (
+            (401, b'{"detail": "Authentication required\\u001b[31m"}'),
+            r'answers 401: "Authentication required\\u001b',
+        ),
     ],
 )
 def test_strange_answers_are_one_line(
