@@ -34,6 +34,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.checkpoint import RECORD
+from runner.completion import shells
 from runner.compose import DATA_ROOT, is_file, recipe_folders, recipe_names, recipe_of, register
 from runner.config import RECIPE_JOBS, settings_of
 from runner.errors import Interrupted, OutputError, RecipeError, RunnerError, UsageError, nearest, quote
@@ -73,6 +74,7 @@ def run(arguments: Sequence[str]) -> int:
     OmegaConf.register_new_resolver("runner.sweep", sweep_folder, replace=True)
     OmegaConf.register_new_resolver("runner.id", lambda: secrets.token_hex(3), replace=True, use_cache=True)
     register()
+    shells.register()
     _warn_of_missing_folders()
     sys.argv[1:] = arguments
     try:
