@@ -73,6 +73,7 @@ def run(arguments: Sequence[str]) -> int:
     OmegaConf.register_new_resolver("runner.folder", folder_of, replace=True)
     OmegaConf.register_new_resolver("runner.sweep", sweep_folder, replace=True)
     OmegaConf.register_new_resolver("runner.id", lambda: secrets.token_hex(3), replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("runner.methods", methods_in_short, replace=True)
     register()
     shells.register()
     _warn_of_missing_folders()
@@ -289,6 +290,13 @@ def _warn_of_missing_folders() -> None:
     for folder in recipe_folders()[:-1]:
         if not folder.is_dir():
             _print(f"runner: warning[W-RECIPES]: RUNNER_RECIPES: {quote(folder)}: no such folder")
+
+
+def methods_in_short() -> str:
+    """The methods and their parameters, for --help."""
+    from runner.catalogue import in_short  # here: it knows all methods, and no run needs them all
+
+    return in_short()
 
 
 def folder_of(job: str, recipe: str) -> str:
