@@ -34,6 +34,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.checkpoint import RECORD
+from runner.completion import shells
 from runner.compose import DATA_ROOT, is_file, recipe_folders, recipe_names, recipe_of, register
 from runner.config import RECIPE_JOBS, settings_of
 from runner.errors import Interrupted, OutputError, RecipeError, RunnerError, UsageError, nearest, quote
@@ -72,7 +73,9 @@ def run(arguments: Sequence[str]) -> int:
     OmegaConf.register_new_resolver("runner.folder", folder_of, replace=True)
     OmegaConf.register_new_resolver("runner.sweep", sweep_folder, replace=True)
     OmegaConf.register_new_resolver("runner.id", lambda: secrets.token_hex(3), replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("runner.methods", methods_in_short, replace=True)
     register()
+    shells.register()
     _warn_of_missing_folders()
     sys.argv[1:] = arguments
     try:
@@ -287,6 +290,13 @@ def _warn_of_missing_folders() -> None:
     for folder in recipe_folders()[:-1]:
         if not folder.is_dir():
             _print(f"runner: warning[W-RECIPES]: RUNNER_RECIPES: {quote(folder)}: no such folder")
+
+
+def methods_in_short() -> str:
+    """The methods and their parameters, for --help."""
+    from runner.catalogue import in_short  # here: it knows all methods, and no run needs them all
+
+    return in_short()
 
 
 def folder_of(job: str, recipe: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 
 from runner.architectures import ARCHITECTURES
 from runner.errors import UsageError, escape, nearest
@@ -77,6 +78,12 @@ def overview() -> str:
         lines += [f"    {method.name}({models_of(method)}): {method.differs}" for method in methods]
     lines += ["", "One of them with all it takes: job=methods job.method=NAME; a guide: docs/methods.md"]
     return "\n".join(lines) + "\n"
+
+
+def in_short() -> str:
+    """Every method with the names of its parameters, as a paragraph."""
+    entries = (f"{method.name}({', '.join(method.parameters)})" for method in standard())
+    return textwrap.fill(", ".join(entries), 118, break_on_hyphens=False)
 
 
 def details(name: str) -> str:

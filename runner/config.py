@@ -43,6 +43,15 @@ _JOBS: dict[str, tuple[str, ...]] = {
     "compare": ("a", "b", "keys", "json"),
     "compose": ("recipe", "browser", "port", "confined"),
 }
+# What those settings take that take one of a few words.
+WORDS: Mapping[str, tuple[str, ...]] = {
+    "name": tuple(_JOBS),
+    "keys": ("summary", "all"),
+    "target": TARGETS,
+    "digests": ("remember", "fresh"),
+    "progress": ("auto", "on", "off", "lines"),
+    "hub": ("online", "offline"),
+}
 _PATHS = {
     **dict.fromkeys(("source", "other", "a", "b"), "a file or folder"),
     "output": "a file",
@@ -163,8 +172,8 @@ def settings_of(config: DictConfig) -> Settings:
         UsageError: an unknown setting, or a value of another kind than expected.
     """
     try:
-        # The recipe's own references are not resolved here.
-        own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "recipe"])
+        # The recipe's own references are not resolved here, and Hydra's settings are not ours.
+        own = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("recipe", "hydra")])
         tree: Any = OmegaConf.to_container(own, resolve=True)
     except OmegaConfBaseException as error:
         raise UsageError(f"settings: {quote(error)}") from error
@@ -180,10 +189,10 @@ def settings_of(config: DictConfig) -> Settings:
         memory=node.size("memory"),
         threads=node.integer("threads", 0, MAX_THREADS),
         tile_elements=node.integer("tile_elements", SUM_ELEMENTS, MAX_TILE_ELEMENTS),
-        digests=node.word("digests", ("remember", "fresh")),
+        digests=node.word("digests"),
         verify=node.flag("verify"),
-        progress=node.word("progress", ("auto", "on", "off", "lines")),
-        hub=node.word("hub", ("online", "offline")),
+        progress=node.word("progress"),
+        hub=node.word("hub"),
         model_folders=node.paths("model_folders", default_folders),
         publish=_target(publish) if publish.tree else None,
         locked=node.flag("locked"),
@@ -203,13 +212,13 @@ def settings_of(config: DictConfig) -> Settings:
 
 
 def _job(node: _Node) -> Job:
-    name = node.word("name", tuple(_JOBS))
+    name = node.word("name")
     return Job(name, **{field: _of_job(node, name, field) for field in _JOBS[name]})
 
 
 def _of_job(node: _Node, job: str, field: str) -> Any:
     if field == "keys":
-        return node.word(field, ("summary", "all"))
+        return node.word(field)
     if field in _PATHS:
         return node.path(field, "a file" if job == "import" else _PATHS[field])
     if field in _NAMES:
@@ -220,7 +229,7 @@ def _of_job(node: _Node, job: str, field: str) -> Any:
 
 
 def _target(node: _Node) -> Target:
-    name = node.word("target", TARGETS)
+    name = node.word("target")
     dry_run = node.flag("dry_run")
     if name == INVOKEAI:
         url, patience = node.text("url", "an address"), node.integer("patience", 1, MAX_PATIENCE)
@@ -261,8 +270,8 @@ class _Node:
     def refuse(self, name: str, expected: str, found: object, suggestion: str = "") -> UsageError:
         return UsageError(f"{self.prefix}{name}: expected {expected}; found {quote(found)}{suggestion}")
 
-    def word(self, name: str, words: tuple[str, ...]) -> str:
-        value = self.take(name)
+    def word(self, name: str) -> str:
+        value, words = self.take(name), WORDS[name]
         # YAML reads on and off as booleans.
         value = {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
         if value not in words:

@@ -38,7 +38,7 @@ LAYERS = (
     {"earlier", "locking"},
     {"inspection", "listing"},
     {"catalogue"},
-    {"run", "sweep"},
+    {"run", "sweep", "completion"},
     {"ui"},
     {"proof"},
     {"jobs"},
@@ -157,7 +157,7 @@ def test_a_recipe_knows_only_errors_and_tensors() -> None:
 def test_only_the_door_knows_hydra() -> None:
     for name, path in modules().items():
         knows = any(other.split(".")[0] in ("hydra", "omegaconf") for other in imported(path))
-        assert not knows or room(name) in {"compose", "config", "sweep", "__main__"}, name
+        assert not knows or room(name) in {"completion", "compose", "config", "sweep", "__main__"}, name
 
 
 def test_only_place_asks_accelerate_and_only_the_engine_needs_torch_to_be_imported() -> None:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from runner.catalogue import standard
 from runner.sweep import gather
 from tests.build import write_models
 from tests.command import RUNNER, Done, process, python, run
@@ -149,7 +150,7 @@ def test_a_folder_that_was_chosen_for_a_run_stays_with_what_is_in_it(tmp_path: P
     assert models(tmp_path / "mine") == ["text"]
 
 
-def test_help_teaches_and_names_jobs_and_recipes(tmp_path: Path) -> None:
+def test_help_teaches_and_names_jobs_recipes_methods_and_parameters(tmp_path: Path) -> None:
     done = run(tmp_path, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     jobs = (
@@ -159,6 +160,9 @@ def test_help_teaches_and_names_jobs_and_recipes(tmp_path: Path) -> None:
     assert f"job: {jobs}" in done.stdout
     assert "recipe: add_difference, " in done.stdout
     assert "recipe.alpha=0.4" in done.stdout
+    said = " ".join(done.stdout.split())
+    for method in standard():
+        assert f"{method.name}({', '.join(method.parameters)})" in said
     assert "Exit codes" in done.stdout
     written = [line for line in done.stdout.splitlines() if not line.startswith("recipe: ")]
     assert max(map(len, written)) <= 120
