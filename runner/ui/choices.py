@@ -11,7 +11,7 @@ from runner.architectures import ARCHITECTURES
 from runner.config import Settings
 from runner.demo import DEMO_LORA, DEMO_MODELS
 from runner.errors import KeyPath
-from runner.library.headers import BROKEN, Facts
+from runner.library.facts import BROKEN, Facts
 from runner.library.walk import Found
 from runner.methods import Method
 from runner.tables import size
