@@ -77,19 +77,11 @@ class SafetensorsFile:
         if variant is not None:
             raise InputError(f"{escape(label)}: variant {quote(variant)} given, but this is a single file")
         file = look(path, label)
-        return self.described(file, header_text(file))
-
-    def described(self, file: InputFile, header: bytes) -> Checkpoint:
-        """The model that the text of a header describes.
-
-        Raises:
-            InputError: malformed.
-        """
-        tensors, metadata = parse_header(file, header)
+        tensors, metadata = read_header(file)
         return Checkpoint(
-            label=file.label,
+            label=label,
             format=self.name,
-            root=file.path,
+            root=path,
             files=(file,),
             tensors={key: Stored(0, offset, spec) for key, (offset, spec) in tensors.items()},
             metadata=metadata,

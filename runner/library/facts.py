@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from runner.architectures import Architecture, detect, variant
 from runner.checkpoint import Checkpoint
 from runner.errors import InputError, RunnerError
-from runner.files import look
+from runner.files import InputFile, look
 from runner.formats import READERS
-from runner.formats.safetensors import SafetensorsFile, header_text
+from runner.formats.safetensors import SafetensorsFile, header_text, parse_header
 from runner.formats.strict_json import parse_object
 from runner.library.walk import Found
 from runner.lora.summary import detect_lora, likely_architectures
@@ -63,11 +63,12 @@ class Facts:
 
 
 class HeaderReader:
-    """Reads the headers of models; of single files that are alike, one.
+    """Reads the headers of models, one after the other; of single files that are alike it parses one.
 
     Of thousands of files most have the same tensors as another one, saved by the same program: their headers
-    are equal, byte for byte, but for the metadata. What such a file is follows from what is equal, and with
-    the metadata of the other one that passed every check. So only its own metadata are left to be checked.
+    are equal, byte for byte, but for the metadata and the blanks at the end. What such a file is follows from
+    what is equal. That has passed every check beside the metadata of the other file, so only those of its own
+    are left to be checked.
     """
 
     def __init__(self) -> None:
@@ -78,23 +79,30 @@ class HeaderReader:
         try:
             reader = next(reader for reader in READERS if reader.accepts(found.path))
             if isinstance(reader, SafetensorsFile):
-                return self._single(reader, found)
-            return facts_of(reader.open(found.path, found.inside, None))
+                return self._single(look(found.path, found.inside))
+            checkpoint = reader.open(found.path, found.inside, None)
+            return replace(
+                facts_of(checkpoint.label, checkpoint.format, checkpoint.specs),
+                format=_format(checkpoint),
+                nbytes=checkpoint.nbytes,
+                files=tuple(map(checkpoint.inside, checkpoint.files)),
+            )
         except RunnerError as error:
             return Facts(BROKEN, problem=error.message.partition("\n")[0])
         except (OSError, RuntimeError) as error:  # a name too long, links in a circle
             return Facts(BROKEN, problem=getattr(error, "strerror", None) or str(error))
 
-    def _single(self, reader: SafetensorsFile, found: Found) -> Facts:
-        file = look(found.path, found.inside)
+    def _single(self, file: InputFile) -> Facts:
         header = header_text(file)
         metadata = _METADATA.match(header)
-        table = memoryview(header)[metadata.end() if metadata else 0 :]
+        table = header[metadata.end() if metadata else 0 :].rstrip(b" ")
         key = hashlib.sha256(table).digest(), file.identity.size - len(header)
         alike = self._alike.get(key)
         if alike is not None and (metadata is None or _is_sound(metadata[1])):
             return replace(alike, nbytes=file.identity.size)
-        facts = facts_of(reader.described(file, header))
+        specs = {name: spec for name, (_, spec) in parse_header(file, header)[0].items()}
+        facts = facts_of(file.label, "checkpoint", specs)
+        facts = replace(facts, format="safetensors", nbytes=file.identity.size, files=("",))
         if facts.problem is None:  # it names the file
             self._alike[key] = facts
         return facts
@@ -109,45 +117,42 @@ def _is_sound(metadata: bytes) -> bool:
     return True
 
 
-def facts_of(checkpoint: Checkpoint) -> Facts:
-    """What a model is."""
-    specs = checkpoint.specs
-    architecture = detect(checkpoint.format, specs)
+def facts_of(label: str, layout: str, specs: Mapping[str, TensorSpec]) -> Facts:
+    """What a model is by its tensors.
+
+    Args:
+        label: names the model in a problem.
+        layout: "checkpoint" or "diffusers".
+        specs: of its tensors.
+    """
+    architecture = detect(layout, specs)
     names: tuple[str, ...] = ()
     what: str | None = None
     if architecture is not None:
-        kind = _kind(architecture, checkpoint)
-        names, what = (architecture.name,), variant(architecture, checkpoint.format, specs)
+        kind = _kind(architecture, layout, specs)
+        names, what = (architecture.name,), variant(architecture, layout, specs)
     elif detect_lora(specs) is not None:
         kind, names = "lora", likely_architectures(specs)[:1]
-    elif checkpoint.format == "checkpoint" and (alone := main_alone(specs)):
+    elif layout == "checkpoint" and (alone := main_alone(specs)):
         kind, names, what = alone[0].main, (alone[0].name,), alone[1]
     else:
-        kind = _kind(None, checkpoint)
+        kind = _kind(None, layout, specs)
     sizes: Counter[str] = Counter()
-    for spec in specs.values():
-        sizes[spec.dtype] += spec.nbytes
-    facts = Facts(
-        kind,
-        architecture=names[0] if names else None,
-        variant=what,
-        format=_format(checkpoint),
-        dtypes=tuple(sorted(sizes, key=lambda dtype: (-sizes[dtype], dtype))),
-        nbytes=checkpoint.nbytes,
-        files=tuple(map(checkpoint.inside, checkpoint.files)),
-    )
+    for spec, count in Counter(specs.values()).items():
+        sizes[spec.dtype] += spec.nbytes * count
+    dtypes = tuple(sorted(sizes, key=lambda dtype: (-sizes[dtype], dtype)))
+    problem = None
     try:
         if kind != "lora":
-            quantised(checkpoint.label, specs)
+            quantised(label, specs)
     except RunnerError as error:
-        return replace(facts, problem=error.message)
-    return facts
+        problem = error.message
+    return Facts(kind, names[0] if names else None, what, dtypes=dtypes, problem=problem)
 
 
-def _kind(architecture: Architecture | None, checkpoint: Checkpoint) -> str:
-    if checkpoint.format == "diffusers":
+def _kind(architecture: Architecture | None, layout: str, specs: Mapping[str, TensorSpec]) -> str:
+    if layout == "diffusers":
         return "folder"
-    specs: Mapping[str, TensorSpec] = checkpoint.specs
     if architecture is not None:
         beside = tuple(
             prefix for prefix, component in architecture.prefixes.items() if component != architecture.main
