@@ -82,15 +82,17 @@ def _forks(work: Callable[[int], object], count: int) -> Iterator[list[Connectio
     processes, ours = [], []
     try:
         for _ in range(count):
-            here, there = fork.Pipe()
-            process = fork.Process(target=_answer, args=(work, here, there), daemon=True)
             before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # they are ended by this one alone
             try:
+                here, there = fork.Pipe()
+                process = fork.Process(target=_answer, args=(work, here, there), daemon=True)
                 process.start()
-                processes.append(process)
-            finally:
                 there.close()
+                processes.append(process)
                 ours.append(here)
+            except OSError:  # there is no room for one more: fewer do it
+                break
+            finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
         yield ours
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -78,6 +79,20 @@ def test_what_a_process_leaves_undone_when_it_is_killed_is_done_by_this_one(
     assert {index: result for index, (result, _) in results.items()} == {n: n * n for n in THINGS}
     assert "a process ended before its work was done" in caplog.text
     assert capfd.readouterr() == ("", "")
+
+
+def test_where_no_process_can_begin_this_one_does_it_all() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (lowest + 4, before[1])
+    )  # for two ends of one pipe, and no more
+    try:
+        results = dict(spread(THINGS, by_whom, 3))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert {index: result for index, (result, _) in results.items()} == {n: n * n for n in THINGS}
 
 
 def test_an_error_in_another_process_is_met_here_and_told_once(capfd: pytest.CaptureFixture[str]) -> None:
