@@ -15,7 +15,7 @@ Thing = TypeVar("Thing")
 Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
-ALONE_SECONDS = 1.0  # what takes no longer needs no other process
+ALONE_SECONDS = 2.0  # what takes no longer needs no other process
 AT_A_TIME = 16  # things a process is given
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
