@@ -15,7 +15,8 @@ from runner.digests import InputDigests
 from runner.disk.cachefile import DIGESTS
 from runner.disk.files import InputFile
 from runner.errors import RunnerError, counted, escape
-from runner.library.headers import BROKEN, Entry, with_digest
+from runner.library.facts import BROKEN
+from runner.library.headers import Entry, with_digest
 from runner.library.lookup import Library
 from runner.library.roots import Root
 from runner.library.walk import Found, models_in
@@ -94,7 +95,7 @@ def _matches(one: Found, pattern: str) -> bool:
 
 def _entries(found: Sequence[Found], library: Library, settings: Settings) -> list[Entry]:
     with progress(len(found), "headers", settings.progress, "models") as advance:
-        return library.entries(found, advance)
+        return library.entries(found, advance, settings.threads or processors())
 
 
 def _files(entry: Entry) -> Iterable[InputFile]:

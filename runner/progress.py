@@ -63,10 +63,15 @@ def _bar(total: int, what: str, things: str | None) -> Iterator[Callable[[int], 
     )
     bar = Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
     task = bar.add_task(what, total=total)
+    drawn = -1.0
 
     def advance(count: int) -> None:
+        nonlocal drawn
+        now = time.monotonic()
+        is_due = now - drawn >= COUNT_SECONDS  # to draw it takes longer than to read a header
+        drawn = now if is_due else drawn
         with suppress(OSError, ValueError):  # a terminal that is gone
-            bar.update(task, advance=count, refresh=True)
+            bar.update(task, advance=count, refresh=is_due)
 
     with suppress(OSError, ValueError):
         bar.start()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+import sys
 
 import pytest
 
@@ -24,3 +26,16 @@ def test_elsewhere_short_work_is_quiet(mode: str, capsys: pytest.CaptureFixture[
     with progress(10, "mix", mode) as advance:
         advance(10)
     assert capsys.readouterr() == ("", "")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_bar_is_not_drawn_for_each_of_many_small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    with progress(100_000, "headers", "auto", "models") as advance:
+        for _ in range(20_000):
+            advance(1)
+    assert 1 <= terminal.getvalue().count("headers") < 2_000

@@ -116,8 +116,16 @@ def read_header(file: InputFile) -> tuple[dict[str, tuple[int, TensorSpec]], dic
     Raises:
         InputError: the file is not exactly what the format allows; says what is wrong.
     """
-    label = file.label
-    size = file.identity.size
+    return parse_header(file, header_text(file))
+
+
+def header_text(file: InputFile) -> bytes:
+    """The header of a file, as it stands there.
+
+    Raises:
+        InputError: it is no safetensors file, or ends before its header does.
+    """
+    label, size = file.label, file.identity.size
     descriptor = file.open()
     try:
         start = bytearray(min(size, 64))
@@ -135,9 +143,18 @@ def read_header(file: InputFile) -> tuple[dict[str, tuple[int, TensorSpec]], dic
         read_into(descriptor, memoryview(header), 8, label)
     finally:
         os.close(descriptor)
-    entries = parse_object(bytes(header), label)
-    metadata = _metadata(entries.pop("__metadata__", None), label)
-    return _tensors(entries, 8 + length, size, label), metadata
+    return bytes(header)
+
+
+def parse_header(file: InputFile, header: bytes) -> tuple[dict[str, tuple[int, TensorSpec]], dict[str, str]]:
+    """What the text of a header says, as read_header.
+
+    Raises:
+        InputError: as read_header.
+    """
+    entries = parse_object(header, file.label)
+    metadata = _metadata(entries.pop("__metadata__", None), file.label)
+    return _tensors(entries, 8 + len(header), file.identity.size, file.label), metadata
 
 
 def _refuse_look_alike(start: bytes, label: str) -> None:

@@ -6,64 +6,26 @@ import hashlib
 import json
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from runner import __version__
-from runner.architectures import ARCHITECTURES, Architecture, detect, variant
-from runner.checkpoint import Checkpoint
+from runner.architectures import ARCHITECTURES
 from runner.digests import folder_digest
 from runner.disk import cachefile
 from runner.disk.files import Identity, identity_of
-from runner.errors import RunnerError
-from runner.formats import READERS
+from runner.library.facts import Facts, HeaderReader
+from runner.library.processes import spread
 from runner.library.walk import Found
-from runner.lora.summary import detect_lora, likely_architectures
-from runner.models.model import main_alone
-from runner.models.quantised import quantised
-from runner.tensors import TensorSpec
 
 # What was remembered by a program that knows other architectures, or reads otherwise, is read again.
 _READS = 1
 EDITION = hashlib.sha256(f"{_READS} {__version__} {sorted(ARCHITECTURES)}".encode()).hexdigest()[:16]
-BROKEN = "broken"
 SAVE_SECONDS = 10.0
 MAX_FILES = 10_000  # of one folder of a model
-
-# A tensor that every model of a kind has, whole or alone, whatever stands before its name.
-_ALONE = (
-    ("vae", ("decoder.conv_in.weight",)),
-    ("text_encoder", ("text_model.embeddings.token_embedding.weight", "SelfAttention.q.weight")),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What the headers of a model say.
-
-    Attributes:
-        kind: "checkpoint", "folder" of a pipeline, "lora", "unet", "transformer", "vae", "text_encoder",
-            "other", or "broken".
-        architecture: its name in ARCHITECTURES; of a LoRA the likeliest.
-        variant: what else than the plain model it is: "inpainting".
-        format: "safetensors", "pickle" or "diffusers"; "" if it cannot be read.
-        dtypes: of its tensors, that of most bytes first.
-        nbytes: of its weight files.
-        files: its weight files, inside a folder; "" is the model itself.
-        problem: why it cannot be read or merged.
-    """
-
-    kind: str
-    architecture: str | None = None
-    variant: str | None = None
-    format: str = ""
-    dtypes: tuple[str, ...] = ()
-    nbytes: int = 0
-    files: tuple[str, ...] = ()
-    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,71 +43,6 @@ class Entry:
     facts: Facts
     weights: Mapping[str, Identity]
     sha256: str | None
-
-
-def read(found: Found) -> Facts:
-    """Reads the headers of a model; never fails."""
-    try:
-        reader = next(reader for reader in READERS if reader.accepts(found.path))
-        return facts_of(reader.open(found.path, found.inside, None))
-    except RunnerError as error:
-        return Facts(BROKEN, problem=error.message.partition("\n")[0])
-    except (OSError, RuntimeError) as error:  # a name too long, links in a circle
-        return Facts(BROKEN, problem=getattr(error, "strerror", None) or str(error))
-
-
-def facts_of(checkpoint: Checkpoint) -> Facts:
-    """What a model is."""
-    specs = checkpoint.specs
-    architecture = detect(checkpoint.format, specs)
-    names: tuple[str, ...] = ()
-    what: str | None = None
-    if architecture is not None:
-        kind = _kind(architecture, checkpoint)
-        names, what = (architecture.name,), variant(architecture, checkpoint.format, specs)
-    elif detect_lora(specs) is not None:
-        kind, names = "lora", likely_architectures(specs)[:1]
-    elif checkpoint.format == "checkpoint" and (alone := main_alone(specs)):
-        kind, names, what = alone[0].main, (alone[0].name,), alone[1]
-    else:
-        kind = _kind(None, checkpoint)
-    sizes: Counter[str] = Counter()
-    for spec in specs.values():
-        sizes[spec.dtype] += spec.nbytes
-    facts = Facts(
-        kind,
-        architecture=names[0] if names else None,
-        variant=what,
-        format=_format(checkpoint),
-        dtypes=tuple(sorted(sizes, key=lambda dtype: (-sizes[dtype], dtype))),
-        nbytes=checkpoint.nbytes,
-        files=tuple(map(checkpoint.inside, checkpoint.files)),
-    )
-    try:
-        if kind != "lora":
-            quantised(checkpoint.label, specs)
-    except RunnerError as error:
-        return replace(facts, problem=error.message)
-    return facts
-
-
-def _kind(architecture: Architecture | None, checkpoint: Checkpoint) -> str:
-    if checkpoint.format == "diffusers":
-        return "folder"
-    specs: Mapping[str, TensorSpec] = checkpoint.specs
-    if architecture is not None:
-        beside = tuple(
-            prefix for prefix, component in architecture.prefixes.items() if component != architecture.main
-        )
-        return "checkpoint" if any(key.startswith(beside) for key in specs) else architecture.main
-    parts = [kind for kind, ends in _ALONE if any(key.endswith(ends) for key in specs)]
-    return parts[0] if len(parts) == 1 else "other"
-
-
-def _format(checkpoint: Checkpoint) -> str:
-    if "pickle" in (checkpoint.title or ""):
-        return "pickle"
-    return "safetensors" if checkpoint.format == "checkpoint" else checkpoint.format
 
 
 def look_at(found: Found) -> dict[str, Identity]:
@@ -182,6 +79,7 @@ def entries_of(
     memory: Path | None,
     digests: Mapping[str, str],
     advance: Callable[[int], None] = lambda count: None,
+    processes: int = 1,
 ) -> list[Entry]:
     """What all these models are.
 
@@ -189,31 +87,38 @@ def entries_of(
         found: the models.
         memory: file that remembers headers; None: all are read.
         digests: that are known, by Identity.key.
-        advance: called with the number of models that were looked at, when one of them had to be read.
+        advance: called with the number of models that were looked at, when some have to be read.
+        processes: how many may read.
     """
     known, fresh = known_facts(memory), dict[str, Any]()
-    saved = time.monotonic()
-    entries, untold = [], 0
+    looked = [look_at(one) for one in found]
+    facts = [known.get(_key(files)) if files else None for files in looked]
+    unread = [at for at, one in enumerate(facts) if one is None]
+    if unread:
+        advance(len(found) - len(unread))
+    reader, saved = HeaderReader(), time.monotonic()
+
+    def read(at: int) -> tuple[dict[str, Identity], Facts]:
+        return look_at(found[at]), reader.read(found[at])
+
     try:
-        for one in found:
-            files = look_at(one)
-            key = _key(files) if files else None
-            facts = known.get(key) if key else None
-            untold += 1
-            if facts is None:
-                facts = read(one)
-                advance(untold)
-                untold = 0
+        with closing(spread(unread, read, processes)) as results:
+            for index, (files, one) in results:
+                looked[unread[index]], facts[unread[index]] = files, one
+                advance(1)
                 now = time.time()
-                if key and all(identity.settled(now) for identity in files.values()):
-                    known[key], fresh[key] = facts, asdict(facts)
+                if files and all(identity.settled(now) for identity in files.values()):
+                    fresh[_key(files)] = asdict(one)
                 if time.monotonic() - saved > SAVE_SECONDS:
                     _save(memory, fresh)
                     fresh, saved = {}, time.monotonic()
-            entries.append(_entry(one, facts, files, digests))
     finally:
         _save(memory, fresh)
-    return entries
+    return [
+        _entry(one, its, files, digests)
+        for one, its, files in zip(found, facts, looked, strict=True)
+        if its is not None
+    ]
 
 
 def remembered(found: Found, memory: Mapping[str, Facts], digests: Mapping[str, str]) -> Entry | None:

@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 from runner.digests import known_digests
 from runner.disk.cachefile import DIGESTS, HEADERS
 from runner.errors import InputError, escape, nearest, quote
-from runner.library.headers import Entry, Facts, entries_of, known_facts, look_at, remembered
+from runner.library.facts import Facts
+from runner.library.headers import Entry, entries_of, known_facts, look_at, remembered
 from runner.library.hub import cache_folder
 from runner.library.roots import Root, roots_of
 from runner.library.walk import Found, models_in
@@ -54,15 +55,19 @@ class Library:
         return known_facts(self.cache_dir / HEADERS)
 
     def entries(
-        self, found: Sequence[Found], advance: Callable[[int], None] = lambda count: None
+        self,
+        found: Sequence[Found],
+        advance: Callable[[int], None] = lambda count: None,
+        processes: int = 1,
     ) -> list[Entry]:
         """What models are, as far as headers and remembered digests tell; what was not known is remembered.
 
         Args:
             found: the models.
-            advance: called with the number of models that were looked at, when one of them had to be read.
+            advance: called with the number of models that were looked at, when some have to be read.
+            processes: how many may read; 1 where this one has threads.
         """
-        return entries_of(found, self.cache_dir / HEADERS, self.digests, advance)
+        return entries_of(found, self.cache_dir / HEADERS, self.digests, advance, processes)
 
     def by_name(self, text: str) -> Found | None:
         """The one model of a name; None if there is none.

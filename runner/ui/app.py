@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,7 +31,7 @@ from runner.ui.asked import (
     vae_rows,
 )
 from runner.ui.check import Checked, Problem, check
-from runner.ui.choices import Choice, found_models, looked_at, named
+from runner.ui.choices import Choice, found_models, looked_at, named, reader_of
 from runner.ui.draft import EMPTY, Draft
 from runner.ui.form import Form
 from runner.ui.help import HELP
@@ -188,15 +190,17 @@ class Compose(App[None]):
 
     # Models
 
-    @work(thread=True, exclusive=True, group="look")
-    def action_look(self) -> None:
+    @work(exclusive=True, group="look")
+    async def action_look(self) -> None:
         """Looks which models there are, then what they are."""
         try:
-            found = found_models(self.settings)
-            self.call_from_thread(self._found, named(found, self.settings))
-            self.call_from_thread(self._found, looked_at(found, self.settings))
+            found = await asyncio.to_thread(found_models, self.settings)
+            self._found(named(found, self.settings))
+            if command := await asyncio.to_thread(reader_of, found, self.settings):
+                await _done(command)
+            self._found(await asyncio.to_thread(looked_at, found, self.settings))
         except RunnerError as error:
-            self.call_from_thread(self.notify, str(error), title="models", severity="error", markup=False)
+            self.notify(str(error), title="models", severity="error", markup=False)
 
     def _found(self, models: list[Choice]) -> None:
         self.models = models
@@ -376,6 +380,17 @@ class Compose(App[None]):
     async def _gives_up(self) -> bool:
         text = f"{self.draft.name} is not saved.\n\nEnter: go on without saving    Escape: back"
         return await self.push_screen_wait(Notice(text)) is True
+
+
+async def _done(command: Sequence[str]) -> None:
+    """Waits for a command that says nothing; ends it when it is waited for no longer."""
+    nothing = asyncio.subprocess.DEVNULL
+    process = await asyncio.create_subprocess_exec(*command, stdin=nothing, stdout=nothing, stderr=nothing)
+    try:
+        await process.wait()
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
 
 
 def fresh(name: str) -> store.Stored:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,15 @@ from runner.architectures import ARCHITECTURES
 from runner.config import Settings
 from runner.demo.models import DEMO_LORA, DEMO_MODELS
 from runner.errors import KeyPath
-from runner.library.headers import BROKEN, Facts
+from runner.library.facts import BROKEN, Facts
+from runner.library.headers import remembered
 from runner.library.walk import Found
 from runner.methods import Method
+from runner.place import processors
 from runner.tables import size
 from runner.ui.draft import Draft
 
+FEW = 50  # models that are read in less time than another process takes to begin
 _PARTS = ("vae", "text_encoder", "unet", "transformer")
 
 
@@ -63,6 +67,17 @@ def found_models(settings: Settings) -> list[Found]:
 def named(found: Sequence[Found], settings: Settings) -> list[Choice]:
     """Those models as recipes name them, before their headers are read."""
     return [Choice(_source(one, settings.models_dir), None) for one in found]
+
+
+def reader_of(found: Sequence[Found], settings: Settings) -> list[str] | None:
+    """The command that reads the headers of those models and remembers them; None if most are remembered."""
+    library = settings.library
+    unread = sum(remembered(one, library.facts, {}) is None for one in found)
+    if unread <= FEW:
+        return None
+    processes = settings.threads or processors()
+    words = (processes, settings.cache_dir, *library.folders)
+    return [sys.executable, "-m", "runner.library", *map(str, words)]
 
 
 def looked_at(found: Sequence[Found], settings: Settings) -> list[Choice]:

@@ -1,15 +1,18 @@
 """Measures job=models on many models: how long the first list takes, and those after it.
 
-    PYTHONPATH=ROOT python tests/benchmarks/library.py --folder FOLDER [--models 10000] [--beside ROOT]
+    PYTHONPATH=ROOT python tests/benchmarks/library.py --folder FOLDER [--models 10000] [--own 10]
+        [--beside ROOT]
 
 Makes a folder as people have one, of files with the headers of real models: eight of ten are LoRAs, the rest
 checkpoints, VAEs and UNets by themselves. Every file is one of its own and is opened: nothing is linked. The
-data behind the headers is a hole in the file, so that ten thousand models take 1.5 GB, their headers.
+data behind the headers is a hole in the file, so that ten thousand models take 1.5 GB, their headers. Of a
+hundred files `--own` have tensors that no other has; the others are alike but for their metadata.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -54,7 +57,13 @@ def checkpoint(architecture: str) -> Specs:
     }
 
 
-def make(folder: Path, count: int) -> None:
+def metadata(number: int) -> dict[str, str]:
+    """What trainers write, of a length that is usual."""
+    tags = {f"tag {one} of {number}": one for one in range(200)}
+    return {"ss_output_name": f"model {number}", "ss_tag_frequency": json.dumps(tags)}
+
+
+def make(folder: Path, count: int, own: int) -> None:
     """Writes the files that are not there yet."""
     kinds = {
         "Lora/sd15": (lora("sd1"), 40),
@@ -66,12 +75,13 @@ def make(folder: Path, count: int) -> None:
     }
     for place, (specs, share) in kinds.items():
         (folder / place).mkdir(parents=True, exist_ok=True)
-        file = output_file("", specs, {"ss_output_name": "model"})
         total = sum(spec.nbytes for spec in specs.values())
         print(f"{place}: {count * share // 100} files of {len(specs)} tensors, {total / 1e6:.0f} MB each")
         for number in range(count * share // 100):
             path = folder / place / f"model_{number:05d}.safetensors"
             if not path.exists():
+                more = {f"own_{number}": TensorSpec("F16", (8,))} if number * own % 100 < own else {}
+                file = output_file("", {**specs, **more}, metadata(number))
                 with path.open("wb") as opened:
                     opened.write(file.header)
                     opened.truncate(file.nbytes)
@@ -101,11 +111,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--models", type=int, default=10_000)
+    parser.add_argument("--own", type=int, default=10, help="percent of files like no other")
     parser.add_argument("--beside", type=Path, help="another checkout, measured in turn with this one")
     arguments = parser.parse_args()
     folder, cache = arguments.folder / "models", arguments.folder / "cache"
     roots = [ROOT, *([arguments.beside] if arguments.beside else [])]
-    make(folder, arguments.models)
+    make(folder, arguments.models, arguments.own)
     for root in roots:
         for name in ("headers.json", "digests.json"):
             (cache / root.name / name).unlink(missing_ok=True)

@@ -14,7 +14,8 @@ from runner.demo.models import demo_model
 from runner.digests import folder_digest
 from runner.disk import cachefile
 from runner.library import headers
-from runner.library.headers import EDITION, Facts, entries_of, known_facts
+from runner.library.facts import Facts
+from runner.library.headers import EDITION, entries_of, known_facts
 from runner.tensors import TensorSpec
 from tests.architectures.models import main_component, under, vae
 from tests.build import digest

@@ -40,9 +40,14 @@ CREATE INDEX name_index ON models(name);
 """
 
 
-def write(path: Path, specs: Mapping[str, TensorSpec] | None = None, fill: int = 0) -> Path:
+def write(
+    path: Path,
+    specs: Mapping[str, TensorSpec] | None = None,
+    fill: int = 0,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
     """A safetensors file; models of different fill have different digests."""
-    file = output_file("", specs or PLAIN, {})
+    file = output_file("", specs or PLAIN, metadata or {})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(file.header + bytes([fill]) * (file.nbytes - len(file.header)))
     os.utime(path, (1_000_000_000, 1_000_000_000))  # old enough to be remembered

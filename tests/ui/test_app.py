@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
+import sys
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -17,12 +19,17 @@ pytest.importorskip("textual", reason="NOT TESTED: the composer; pip install 'ru
 from textual.widgets import Button, Input, OptionList, Static, TextArea
 
 from runner.compose import DATA_ROOT
-from runner.ui.app import Compose
+from runner.disk.cachefile import HEADERS
+from runner.library.headers import known_facts
+from runner.tensors import TensorSpec
+from runner.ui.app import Compose, _done
 from runner.ui.bars import Curve
+from runner.ui.choices import FEW, found_models, reader_of
 from runner.ui.picker import SHOWN, Picker, Question, Row
 from runner.ui.running import Run
 from runner.ui.text import RecipeText
 from tests.build import write_models
+from tests.library.trees import write
 from tests.ui.form import checked, choose, composer, says, until
 
 MIX = (DATA_ROOT / "recipes" / "anime_mix.yaml").read_text()
@@ -309,6 +316,39 @@ def test_ten_thousand_models_are_filtered_while_one_types() -> None:
             await pilot.press(*["backspace"] * 10)
             assert picker.query_one("#rows", OptionList).option_count == SHOWN
             assert spent < 5.0  # ten keys
+
+    drive(steps())
+
+
+def test_the_headers_of_many_models_are_read_by_another_process(folder: Path) -> None:
+    for number in range(FEW + 1):
+        write(folder / "models" / f"m{number}.safetensors", {f"k{number}": TensorSpec("F16", (2,))})
+    app = composer(folder / "cache", models_dir=folder / "models")
+    command = reader_of(found_models(app.settings), app.settings)
+    assert command is not None and command[1:3] == ["-m", "runner.library"]
+
+    async def steps() -> None:
+        async with app.run_test(size=(120, 40)) as pilot:
+            await until(pilot, lambda: app.models and app.models[-1].facts)
+            assert len(app.models) == FEW + 1 and all(one.facts for one in app.models)
+
+    drive(steps())
+    assert len(known_facts(folder / "cache" / HEADERS)) == FEW + 1
+    assert reader_of(found_models(app.settings), app.settings) is None
+
+
+def test_a_command_that_is_waited_for_no_longer_is_ended(folder: Path) -> None:
+    os.mkfifo(folder / "fifo")
+    command = [sys.executable, "-c", "import signal\nfile = open('fifo', 'w')\nsignal.pause()"]
+
+    async def steps() -> None:
+        waiting = asyncio.create_task(_done(command))
+        file = await asyncio.to_thread((folder / "fifo").open)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        with file:
+            assert await asyncio.to_thread(file.read) == ""  # it is open until the command is gone
 
     drive(steps())
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from runner.compose import DATA_ROOT, recipe_in
 from runner.config import Job
-from runner.library.headers import Facts
+from runner.library.facts import Facts
 from runner.methods import find_method
 from runner.place import Devices
 from runner.run import run
