@@ -38,6 +38,7 @@ LAYERS = (
     {"earlier", "locking"},
     {"inspection", "listing"},
     {"catalogue"},
+    {"build"},
     {"run", "sweep", "completion"},
     {"ui"},
     {"proof"},

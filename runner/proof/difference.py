@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from runner.build import Made
 from runner.checkpoint import Checkpoint
 from runner.config import Settings
 from runner.disk.files import read_small
@@ -18,7 +19,6 @@ from runner.proof.contents import Contents, contents_of
 from runner.proof.places import Places, opened
 from runner.proof.recorded import HEADER, Recorded, tensors_of
 from runner.provenance.record import MAX_RECORD_BYTES
-from runner.run import Made
 from runner.tensors import TensorSpec
 from runner.write import Staging
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from runner.build import build, input_identities, placed
 from runner.checkpoint import RECORD
 from runner.config import Settings
 from runner.errors import (
@@ -34,7 +35,7 @@ from runner.recipe.guard import RecipeFile
 from runner.recipe.parse import parse_recipe
 from runner.recipe.structure import Recipe, Source, roles_at
 from runner.resolve.resolved import Resolved
-from runner.run import build, input_identities, placed, resolved_by, write_beside
+from runner.run import resolved_by, write_beside
 from runner.write import check_place, write_file
 
 CANNOT = "CANNOT REPLAY"

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from runner.build import placed
 from runner.compose import ComposedRecipe, recipe_in
 from runner.config import Job, Settings
 from runner.describe import describe
@@ -16,7 +17,7 @@ from runner.provenance.origins import plan_with_origins
 from runner.recipe.parse import parse_recipe
 from runner.recipe.structure import NAMED, Recipe
 from runner.resolve.resolved import BoundMerge, Resolved
-from runner.run import placed, resolved_by
+from runner.run import resolved_by
 from runner.ui.draft import Draft
 from runner.write import free_bytes
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from runner.build import merge
 from runner.config import Settings
 from runner.disk.files import look
 from runner.errors import InputError, OutputError, RunnerError
@@ -23,7 +24,6 @@ from runner.formats.safetensors import read_header
 from runner.place import place
 from runner.planning.plan import Plan
 from runner.provenance.record import RunRecord
-from runner.run import merge
 from tests.build import planned
 from tests.faults.disk import REMOVALS, DiedError, Disk
 from tests.runs import settings

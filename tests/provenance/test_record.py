@@ -234,7 +234,7 @@ def test_an_interruption_is_recorded(models: Path, monkeypatch: pytest.MonkeyPat
     def interrupted(*arguments: Any, **settings: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("runner.run.place", interrupted)
+    monkeypatch.setattr("runner.build.place", interrupted)
     with pytest.raises(KeyboardInterrupt):
         merged(models, "one", tree())
     error = record(models / "one")["run"]["error"]
