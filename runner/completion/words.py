@@ -14,7 +14,7 @@ from runner.config import WORDS as SETTING_WORDS
 from runner.config import Job, Settings
 from runner.demo.models import DEMO_LORA, DEMO_MODELS
 from runner.formats import FORMATS
-from runner.formats.diffusers import INDEX
+from runner.formats.component_files import INDEX
 from runner.library.hub import is_model_file
 from runner.methods import METHODS, Parameter, find_method
 from runner.publish.target import Target

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,20 +18,17 @@ from typing import Any
 from runner.checkpoint import Checkpoint, Layout, OutputFile, Stored
 from runner.disk.files import InputFile, look, read_file, read_small
 from runner.errors import IncompatibleError, InputError, escape, nearest, quote
+from runner.formats.component_files import CONFIG, INDEX, SUFFIXES, choose_variant, files_of
 from runner.formats.pickled import read_pickled
 from runner.formats.safetensors import output_file, read_header, shard_names, shards
 from runner.formats.strict_json import parse_object
 from runner.tensors import TensorSpec
 
-INDEX = "model_index.json"
-CONFIG = "config.json"
 MAX_OTHER_BYTES = 64 << 20
 DEFAULT_SHARD_BYTES = 10_000_000_000  # what diffusers' save_pretrained splits at
 MAIN_COMPONENTS = ("unet", "transformer")  # the weight file that carries the metadata
 
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
-# Files without weights that are copied to the output; never code, never pickles.
-_CARRIED = re.compile(r"[\w.-]+\.json|merges\.txt|vocab\.txt|[\w-]+\.model", re.ASCII)
 # Entries of configs that are not: a path, code, and how the tensors were quantised, which they are no more.
 _NOT_CARRIED = ("_name_or_path", "auto_map", "custom_pipelines", "trust_remote_code", "quantization_config")
 # Where the classes of components may come from: what loads the output imports it. Most are diffusers' own
@@ -47,15 +44,6 @@ _LIBRARIES: tuple[str, ...] = (
 _LIBRARIES += ("kandinsky", "kolors", "latent_diffusion", "ltx", "ltx2", "paint_by_example", "pixart_alpha")
 _LIBRARIES += ("shap_e", "stable_audio", "stable_cascade", "stable_diffusion", "stable_diffusion_safe")
 _LIBRARIES += ("stable_diffusion_xl", "stable_unclip", "unidiffuser", "wuerstchen")
-# Weight files: STEM[.VARIANT].SUFFIX, and the index of a sharded one. Pickles are the second choice.
-_SUFFIXES = ("safetensors", "bin")
-_STEM, _VARIANT = r"(diffusion_pytorch_model|pytorch_model|model)", r"(\.(?P<variant>[\w-]+))?"
-_WEIGHTS = re.compile(rf"{_STEM}{_VARIANT}\.(?P<suffix>{'|'.join(_SUFFIXES)})", re.ASCII)
-_SHARD_INDEX = re.compile(rf"{_STEM}\.(?P<suffix>{'|'.join(_SUFFIXES)})\.index{_VARIANT}\.json", re.ASCII)
-_PART = re.compile(
-    rf"{_STEM}{_VARIANT}-\d{{5}}-of-\d{{5}}(\.(?P<last>[\w-]+))?\.(?P<suffix>{'|'.join(_SUFFIXES)})", re.ASCII
-)
-_SHARD = re.compile(r".+-\d{5}-of-\d{5}(\.[\w-]+)?\.\w+", re.ASCII)
 
 
 class DiffusersFolder:
@@ -259,7 +247,7 @@ def ema_weights(root: Path, label: str, component: str) -> Checkpoint | None:
         _open_component(folder, own, None)
         prefix = f"{own}/"
     else:
-        files = _files(folder.names(component))
+        files = files_of(folder.names(component))
         variants = files.variants
         if "ema" not in variants and not variants >= {None, "non_ema"}:
             return None
@@ -285,90 +273,9 @@ def _components(index: Mapping[str, Any], folder: _Folder) -> Iterator[str]:
         yield name
 
 
-def is_model_folder(names: Collection[str]) -> bool:
-    """Whether a folder with files of these names is a pipeline, or a component of one by itself."""
-    return INDEX in names or (CONFIG in names and bool(_files(names).variants))
-
-
-def is_shard(name: str) -> bool:
-    """Whether a file is a part of a model, by its name."""
-    return _SHARD.fullmatch(name) is not None
-
-
-@dataclass
-class _Files:
-    """The files of a component by what they are.
-
-    Attributes:
-        others: those without weights.
-        singles, indices: by suffix and variant, the file of all weights, and the index of a sharded one.
-    """
-
-    others: list[str]
-    singles: Mapping[str, Mapping[str | None, str]]
-    indices: Mapping[str, Mapping[str | None, str]]
-
-    def of(self, suffix: str) -> dict[str | None, str]:
-        """The file to begin with, by variant."""
-        return {**self.indices[suffix], **self.singles[suffix]}
-
-    @property
-    def variants(self) -> set[str | None]:
-        """All there are; None: the plain files."""
-        return {variant for suffix in _SUFFIXES for variant in self.of(suffix)}
-
-    def suffix(self, variant: str | None) -> str:
-        """The kind of file in which a variant is read: pickles only where there is nothing better."""
-        return next(suffix for suffix in _SUFFIXES if variant in self.of(suffix))
-
-
-def _files(names: Iterable[str]) -> _Files:
-    singles: dict[str, dict[str | None, str]] = {suffix: {} for suffix in _SUFFIXES}
-    indices: dict[str, dict[str | None, str]] = {suffix: {} for suffix in _SUFFIXES}
-    others = []
-    for name in names:
-        if match := _WEIGHTS.fullmatch(name):
-            if not _SHARD.fullmatch(name):
-                singles[match["suffix"]][match["variant"]] = name
-        elif match := _SHARD_INDEX.fullmatch(name):
-            indices[match["suffix"]][match["variant"]] = name
-        elif _CARRIED.fullmatch(name) and not name.endswith(".index.json"):
-            others.append(name)
-    return _Files(others, singles, indices)
-
-
-def wanted_files(
-    component: str, names: Iterable[str], variant: str | None, error: Callable[[str, str], InputError]
-) -> list[str]:
-    """Of the files of a component those that are read: none of other variants, no second copy of weights.
-
-    Args:
-        component: its name.
-        names: of all its files.
-        variant: the wanted one; None for the plain files.
-        error: makes the error if it cannot be told which, from where and why.
-    """
-    names = sorted(names)
-    files = _files(names)
-    if not files.variants:
-        return files.others
-    chosen = _choose_variant(error, component, files.variants, variant)
-    suffix = files.suffix(chosen)
-    if chosen not in files.indices[suffix]:
-        return [*files.others, files.singles[suffix][chosen]]
-    shards = [
-        name
-        for name in names
-        if (match := _PART.fullmatch(name))
-        and match["suffix"] == suffix
-        and (match["variant"] or match["last"]) == chosen
-    ]
-    return [*files.others, files.indices[suffix][chosen], *shards]
-
-
 def _open_component(folder: _Folder, component: str, variant: str | None) -> None:
     names = folder.names(component)
-    files = _files(names)
+    files = files_of(names)
     for name in files.others:
         folder.add_other(_joined(component, name))
         if name == CONFIG:
@@ -377,12 +284,12 @@ def _open_component(folder: _Folder, component: str, variant: str | None) -> Non
         if CONFIG in names:  # a model; a scheduler, tokenizer or image processor has none
             raise folder.error(component, "expected .safetensors or .bin weights, found none")
         return
-    chosen = _choose_variant(folder.error, component, files.variants, variant)
+    chosen = choose_variant(folder.error, component, files.variants, variant)
     suffix = files.suffix(chosen)
     single, index = files.singles[suffix], files.indices[suffix]
     if variant is not None and chosen is None:
         folder.warn(component, f"no variant {quote(variant)}: its plain weights are read")
-    if better := sorted(filter(None, files.of(_SUFFIXES[0]))) if suffix != _SUFFIXES[0] else []:
+    if better := sorted(filter(None, files.of(SUFFIXES[0]))) if suffix != SUFFIXES[0] else []:
         name = files.of(suffix)[chosen]
         there_is = f"as safetensors there is variant {', '.join(better)}"
         folder.warn(component, f"{name} is read, a pickle; {there_is}")
@@ -392,28 +299,6 @@ def _open_component(folder: _Folder, component: str, variant: str | None) -> Non
         folder.add_weights(component, single[chosen])
     else:
         _open_shards(folder, component, index[chosen], suffix)
-
-
-def _choose_variant(
-    error_of: Callable[[str, str], InputError],
-    component: str,
-    variants: set[str | None],
-    wanted: str | None,
-) -> str | None:
-    """The variant to read: the wanted one, else the plain files, else the only one there is."""
-    known = sorted(name for name in variants if name)
-    if wanted is not None:
-        if wanted not in variants and not (None in variants and not known):
-            there_are = f"{nearest(wanted, known)} (there are: {', '.join(known)})"
-            raise error_of(component, f"no variant {quote(wanted)}{there_are}")
-        return wanted if wanted in variants else None
-    if None in variants:
-        return None
-    if len(known) == 1:
-        return known[0]
-    error = error_of(component, f"several variants and no plain weights: {', '.join(known)}")
-    error.hint = "say which: {source: ..., variant: " + known[0] + "}"
-    raise error
 
 
 def _open_shards(folder: _Folder, component: str, index_name: str, suffix: str) -> None:

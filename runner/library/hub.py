@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from runner.disk.files import read_small
 from runner.errors import InputError, RunnerError, counted, nearest, quote
-from runner.formats.diffusers import INDEX, wanted_files
+from runner.formats.component_files import INDEX, wanted_files
 from runner.formats.strict_json import parse_object
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner.errors import escape
-from runner.formats.diffusers import INDEX, is_model_folder, is_shard
+from runner.formats.component_files import INDEX, is_model_folder, is_shard
 from runner.library.hub import is_model_file, revision_in_name
 from runner.library.roots import Root
 

@@ -16,7 +16,7 @@ from runner.checkpoint import Checkpoint
 from runner.disk.files import InputFile
 from runner.errors import IncompatibleError, quote
 from runner.formats import FORMATS
-from runner.formats.diffusers import CONFIG
+from runner.formats.component_files import CONFIG
 from runner.lora.summary import detect_lora
 from runner.models.changes import Change
 from runner.models.quantised import Quantised, quantised

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from runner.architectures import Architecture
 from runner.architectures.configs import PIPELINES, VERSION, Component, Config
 from runner.errors import IncompatibleError, escape
-from runner.formats.diffusers import CONFIG, INDEX, config_text, json_text
+from runner.formats.component_files import CONFIG, INDEX
+from runner.formats.diffusers import config_text, json_text
 from runner.models.model import component_config
 from runner.planning.prediction import EPSILON, SCHEDULER, Prediction
 from runner.resolve.resolved import Resolved

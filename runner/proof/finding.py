@@ -12,7 +12,7 @@ from runner.digests import InputDigests, model_digest
 from runner.disk.files import Identity, InputFile, identity_of
 from runner.errors import RunnerError
 from runner.formats import READERS
-from runner.formats.diffusers import CONFIG
+from runner.formats.component_files import CONFIG
 from runner.library.hub import parse_name
 from runner.library.lookup import Library
 from runner.models.ema import averaged, users

@@ -11,7 +11,7 @@ from runner.checkpoint import RECORD, SIDECAR, STATEMENT_SUFFIX, Checkpoint
 from runner.disk.files import open_regular, read_into
 from runner.errors import InputError, escape, quote
 from runner.formats import FORMATS
-from runner.formats.diffusers import INDEX
+from runner.formats.component_files import INDEX
 from runner.proof.recorded import Recorded, of_header, read_text
 
 

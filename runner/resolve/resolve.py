@@ -10,7 +10,7 @@ from runner.architectures import Place
 from runner.checkpoint import Checkpoint
 from runner.errors import IncompatibleError, KeyPath, Location, Problems, nearest, quote
 from runner.formats import FORMATS
-from runner.formats.diffusers import CONFIG
+from runner.formats.component_files import CONFIG
 from runner.library.lookup import Library
 from runner.methods import Method, find_method
 from runner.models.changes import changes_of
