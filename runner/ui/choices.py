@@ -121,19 +121,20 @@ def why_not(facts: Facts | None, method: Method | None, role: str, primary: Fact
     return ""
 
 
-def why_no_vae(facts: Facts | None, primary: Facts | None) -> str:
-    """Why a model gives no VAE to a result; "" if it does, as far as headers tell.
+def why_no_component(facts: Facts | None, component: str, primary: Facts | None) -> str:
+    """Why a model gives no such component to a result; "" if it does, as far as headers tell.
 
     Args:
         facts: of the model; None: not known.
+        component: of the result: "vae", "text_encoder_2".
         primary: the first model of the recipe; None: not known.
     """
     if facts is None:
         return ""
-    if facts.problem or facts.kind == "vae":
+    if facts.problem or (facts.kind in _PARTS and component.startswith(facts.kind)):
         return facts.problem or ""
     if facts.kind == "lora" or facts.kind in _PARTS:
-        return f"a {facts.kind.replace('_', ' ')} has no VAE"
+        return f"a {facts.kind.replace('_', ' ')} has no {component}"
     return _of_another(facts, primary) if primary and facts.architecture != primary.architecture else ""
 
 
