@@ -77,6 +77,8 @@ def run(arguments: Sequence[str]) -> int:
     register()
     shells.register()
     _warn_of_missing_folders()
+    if "job=compose" in arguments:  # the recipe it opens need not be there yet, or be in a folder of ours
+        arguments = [f"job.{one}" if one.startswith("recipe=") else one for one in arguments]
     sys.argv[1:] = arguments
     try:
         _hydra_main()
@@ -228,8 +230,9 @@ def _translated(error: BaseException) -> RunnerError:
         if group == "recipe":
             folders = ", ".join(map(str, recipe_folders()))
             hint = f"recipes are looked for in {folders}; RUNNER_RECIPES=FOLDER adds one"
-            if is_file(Path(name)) or is_file(Path(f"{name}.yaml")):
-                hint = f"a path must be absolute: recipe={Path(name).absolute()}"
+            for path in (Path(name), Path(f"{name}.yaml"), Path(f"recipes/{name}.yaml")):
+                if is_file(path):
+                    hint = f"a path must be absolute: recipe={path.absolute()}"
             return RecipeError(f"no recipe {quote(name)}{nearest(name, known)}", hint=hint)
         suggestion = nearest(name, known) or f" (there are: {', '.join(known)})"
         return UsageError(f"{group}={name}: there is no such {group}{suggestion}")

@@ -250,7 +250,7 @@ class _Parser:
         by_component = value if isinstance(value, Mapping) else {"default": value}
         for component, dtype in by_component.items():
             path = ("output", "dtype", component) if isinstance(value, Mapping) else ("output", "dtype")
-            if dtype not in OUTPUT_DTYPES:
+            if not isinstance(dtype, str) or dtype not in OUTPUT_DTYPES:
                 suggestion = nearest(str(dtype), OUTPUT_DTYPES)
                 expected = ", ".join(OUTPUT_DTYPES)
                 self.problems.add(path, f"expected one of {expected}; found {quote(dtype)}{suggestion}")

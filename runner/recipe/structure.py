@@ -77,12 +77,12 @@ class Policies:
     """What is allowed that is otherwise an error. Each allowed case is counted in the record.
 
     Attributes:
-        missing: a key of the primary that another model lacks: "error", or "keep" the primary's.
-        extra: a key the primary lacks: "error", "drop", or "keep" it.
-        shapes: another shape than the primary's: "error", or "keep" the primary's. "channels" merges the
-            first input channels of an inpainting model and the like with a plain model, and is an error
-            for all other shapes.
-        integers: integer tensors that differ: "error", or "keep" the primary's.
+        missing: a key of the first model that another one lacks: "error", or "keep" the first model's.
+        extra: a key the first model lacks: "error", "drop", or "keep" it.
+        shapes: another shape than the first model's: "error", or "keep" the first model's. "channels"
+            merges the first input channels of an inpainting model and the like with a plain model, and is
+            an error for all other shapes.
+        integers: integer tensors that differ: "error", or "keep" the first model's.
         ema: running means of the weights: "drop" them with a warning, "keep" and merge them like the
             others, or "use" them in place of the weights.
         nonfinite: globs of keys that may hold NaN or Inf.
@@ -146,8 +146,8 @@ class Output:
         format: "diffusers" or "checkpoint"; None: the primary's.
         dtype: by component, "default" for the others; empty: each tensor as in the primary.
         max_shard_bytes: weight files of a diffusers folder are split at this size.
-        config: the pipeline a diffusers folder's other files come from; None: the primary, or another
-            model of the recipe that is a folder, or built-in ones.
+        config: the pipeline a diffusers folder's other files come from; None: the first model, or another
+            one of the recipe that is a folder, or built-in ones.
         hide_names: whether the result says of its inputs what they are, but not how their files are called.
     """
 

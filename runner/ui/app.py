@@ -4,38 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from textual import on, work
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.timer import Timer
-from textual.widgets import Footer, Static, Tab, Tabs, TextArea
+from textual.widgets import Footer, Static, TextArea
 
 from runner.config import Settings
 from runner.errors import KeyPath, RunnerError, UsageError
-from runner.ui import store
-from runner.ui.asked import (
-    MERGE,
-    MERGED,
-    NEW,
-    free_role,
-    method_picker,
-    model_rows,
-    numbers_page,
-    recipe_picker,
-    vae_rows,
-)
+from runner.ui import asked, store
 from runner.ui.check import Checked, Problem, check
-from runner.ui.choices import Choice, found_models, looked_at, named, reader_of
-from runner.ui.draft import EMPTY, Draft
+from runner.ui.choices import Choice, found_models, looked_at, named, read_apart, reader_of
+from runner.ui.draft import Draft, no_role
 from runner.ui.form import Form
 from runner.ui.help import HELP
-from runner.ui.picker import Notice, Picker, Question, Row
+from runner.ui.messages import Asked, Changed, Moved
+from runner.ui.opened import Opened
+from runner.ui.panes import Panes
+from runner.ui.picker import Notice, Picker, Question
 from runner.ui.running import Run
 from runner.ui.text import RecipeText
 from runner.ui.watch import Watch
@@ -85,44 +74,32 @@ class Compose(App[None]):
         """
         super().__init__()
         self.settings, self.overrides, self.confined = settings, tuple(overrides), confined
-        self._take(stored)
+        self.opened = Opened(stored)
         self.at: KeyPath = ()
         self.checked = Checked("")
         self.models: list[Choice] = []
         self.files = Watch(settings.models_dir)
+        self._page: asked.Page | None = None
         self._waiting: Timer | None = None
 
-    def _take(self, stored: store.Stored) -> None:
-        self.stored = stored
-        self.draft = Draft(stored.name, stored.text)
-        self.before: list[Draft] = []
-
     def compose(self) -> ComposeResult:
-        """The title, the tabs of a narrow screen, the panes."""
+        """The title and the panes."""
         yield Static("", id="top", markup=False)
-        yield Tabs(
-            Tab("form", id="form-tab"), Tab("text", id="text-tab"), Tab("plan", id="plan-tab"), id="tabs"
-        )
-        with Horizontal(id="panes", classes="form"):
-            yield Form(id="form")
-            with Vertical(id="right"):
-                yield RecipeText(self.draft.text, id="text")
-                with VerticalScroll(id="below"):
-                    yield Static("", id="mistakes", markup=False)
-                    yield Static("", id="plan", markup=False)
-        yield Footer()
+        yield Panes(self.draft.text)
+        yield Footer(compact=True)
 
     async def on_mount(self) -> None:
         """Shows the recipe and begins to look for models."""
         await self._show()
+        self.action_go("form")
         self._check()
         self.action_look()
         self.set_interval(LOOK, self._look_at_files)
 
     @property
-    def is_saved(self) -> bool:
-        """Whether the file says what the form says."""
-        return self.draft.text == self.stored.text and bool(self.stored.sha256)
+    def draft(self) -> Draft:
+        """The recipe as it is now."""
+        return self.opened.draft
 
     async def _show(self) -> None:
         """Brings form, text and title up to the draft."""
@@ -132,21 +109,18 @@ class Compose(App[None]):
         if text.text != self.draft.text:
             with self.prevent(TextArea.Changed):
                 text.show(self.draft.text)
-        mark = "" if self.is_saved else "● not saved: "
-        self.query_one("#top", Static).update(f"{mark}{store.shown(self.stored.path)}")
+        mark = "" if self.opened.is_saved else "● not saved: "
+        self.query_one("#top", Static).update(f"{mark}{store.shown(self.opened.stored.path)}")
         await self.query_one("#form", Form).show(self.draft, self.at, self.checked, self.files.gone)
 
     async def change(self, change: Callable[[Draft], Draft]) -> bool:
         """Changes the draft; says why if that cannot be."""
         try:
-            changed = change(self.draft)
+            if self.opened.change(change):
+                self._check_soon()
         except RunnerError as error:
             self.notify(str(error), title="not changed", severity="error", markup=False)
             return False
-        if changed.text != self.draft.text:
-            self.before = [*self.before[-199:], self.draft]
-            self.draft = changed
-            self._check_soon()
         await self._show()
         return True
 
@@ -169,23 +143,8 @@ class Compose(App[None]):
     async def _tell(self, checked: Checked) -> None:
         if checked.text != self.draft.text:
             return  # a newer one is on its way
-        if checked.problems and not checked.curves:  # what was known of the models holds on
-            known = self.checked
-            checked = Checked(
-                checked.text, checked.problems, checked.hint, "", known.curves, known.components
-            )
-        self.checked = checked
-        self.query_one("#text", RecipeText).mark(checked.problems)
-        lines = [
-            f"✗ {'' if one.line is None else f'line {one.line}: '}{one.text}" for one in checked.problems
-        ]
-        lines += [f"→ {checked.hint}"] if checked.hint else []
-        mistakes = self.query_one("#mistakes", Static)
-        mistakes.update("\n".join(lines))
-        mistakes.display = bool(lines)
-        self.query_one("#plan", Static).update("" if lines else f"✓ {checked.plan}")
-        count = len(checked.problems)
-        self.query_one("#plan-tab", Tab).label = f"plan ✗{count}" if count else "plan ✓"
+        self.checked = checked = checked.after(self.checked)
+        self.query_one(Panes).tell(checked)
         await self._show()
 
     # Models
@@ -197,17 +156,16 @@ class Compose(App[None]):
             found = await asyncio.to_thread(found_models, self.settings)
             self._found(named(found, self.settings))
             if command := await asyncio.to_thread(reader_of, found, self.settings):
-                await _done(command)
+                await read_apart(command)
             self._found(await asyncio.to_thread(looked_at, found, self.settings))
         except RunnerError as error:
             self.notify(str(error), title="models", severity="error", markup=False)
 
     def _found(self, models: list[Choice]) -> None:
         self.models = models
-        if isinstance(self.screen, Picker) and self._rows_of is not None:
-            self.screen.set_rows(self._rows_of(models))
-
-    _rows_of: Callable[[Sequence[Choice]], list[Row]] | None = None
+        page = self._page
+        if page is not None and page.rows is not None and isinstance(page.screen, Picker):
+            page.screen.set_rows(page.rows(models))
 
     async def _look_at_files(self) -> None:
         """Notices models that vanish, or come back, while the form is open."""
@@ -217,12 +175,12 @@ class Compose(App[None]):
 
     # What is asked for
 
-    @on(Form.Changed)
-    async def _edited(self, event: Form.Changed) -> None:
+    @on(Changed)
+    async def _edited(self, event: Changed) -> None:
         await self.change(event.change)
 
-    @on(Form.Moved)
-    async def _moved(self, event: Form.Moved) -> None:
+    @on(Moved)
+    async def _moved(self, event: Moved) -> None:
         self.at = event.at
         await self._show()
 
@@ -232,44 +190,26 @@ class Compose(App[None]):
         if text != self.draft.text:
             await self.change(lambda draft: draft.with_text(text))
 
-    @on(Form.Asked)
+    @on(Asked)
     @work
-    async def _asked(self, event: Form.Asked) -> None:
-        at = self.at
-        if event.what == "method":
-            if (name := await self.push_screen_wait(method_picker())) is not None:
-                await self.change(lambda draft: draft.with_method(at, str(name)))
-        elif event.what == "numbers":
-            page = numbers_page(self.draft, at, event.name, self.checked)
-            if page is not None and (changed := await self.push_screen_wait(page)) is not None:
-                await self.change(lambda _: changed)
-        elif event.what == "role":
-            question = Question("name of the model's role", free_role(self.draft, at))
-            if role := await self.push_screen_wait(question):
-                await self._ask_model(at, role)
-        elif event.what == "vae":
-            source = await self._choose("VAE of the result", lambda models: vae_rows(self.draft, models))
-            if source is not None:
-                vae = None if source == MERGED else source
-                await self.change(lambda draft: draft.with_component("vae", vae))
-        else:
-            await self._ask_model(at, event.name)
-
-    async def _ask_model(self, at: KeyPath, role: str) -> None:
-        source = await self._choose(f"model for {role}", partial(model_rows, self.draft, at, role))
-        if source == MERGE:
-            if await self.change(lambda draft: draft.with_merge(at, role)):
-                self.at = (*at, "models", role)
-                await self._show()
-        elif source is not None:
-            await self.change(lambda draft: draft.with_model(at, role, source))
-
-    async def _choose(self, title: str, rows: Callable[[Sequence[Choice]], list[Row]]) -> Any:
-        """Asks for a model; more of them come while the list is open."""
-        self._rows_of = rows
-        source = await self.push_screen_wait(Picker(title, rows(self.models), free="as written"))
-        self._rows_of = None
-        return source
+    async def _ask(self, event: Asked) -> None:
+        at, what, name = self.at, event.what, event.name
+        if what == "role":
+            question = Question("name of its role", asked.free_role(self.draft, at), no_role)
+            if not (role := await self.push_screen_wait(question)):
+                return
+            what, name = "model", role
+        page = asked.page_for(what, name, self.draft, at, self.checked, self.models)
+        if page is None:
+            return
+        self._page = page
+        answer = await self.push_screen_wait(page.screen)
+        self._page = None
+        if answer is None or not await self.change(lambda draft: page.change(draft, answer)):
+            return
+        if answer == asked.MERGE:
+            self.at = (*at, "models", name)
+            await self._show()
 
     async def action_empty(self) -> None:
         """Takes the model out of the role that has the keyboard."""
@@ -280,24 +220,13 @@ class Compose(App[None]):
 
     async def action_undo(self) -> None:
         """Takes the last change back."""
-        if self.before:
-            self.draft = self.before.pop()
+        if self.opened.undo():
             self._check_soon()
             await self._show()
 
     def action_go(self, pane: str) -> None:
         """Goes to the form, the text or the plan."""
-        self.query_one(Tabs).active = f"{pane}-tab"
-        self.query_one("#panes").set_classes(pane)
-        if pane == "form":
-            fields = [widget for widget in self.query("#form *") if widget.focusable]
-            (fields[0] if fields else self.query_one("#form")).focus()
-        else:
-            self.query_one("#text" if pane == "text" else "#below").focus()
-
-    @on(Tabs.TabActivated)
-    def _tab(self, event: Tabs.TabActivated) -> None:
-        self.query_one("#panes").set_classes((event.tab.id or "form-tab").removesuffix("-tab"))
+        self.query_one(Panes).go(pane)
 
     def action_help(self) -> None:
         """Shows the keys."""
@@ -305,39 +234,39 @@ class Compose(App[None]):
 
     # Files
 
-    async def action_save(self, then: Callable[[], Any] | None = None) -> None:
-        """Saves; asks for a name if the recipe has no file yet."""
-        if self.stored.sha256:
-            await self._save(self.stored.path, self.stored.sha256, then)
-        else:
-            self._ask_name("", then)
+    @work
+    async def action_save(self) -> None:
+        """Saves."""
+        await self._saves()
 
-    def _ask_name(self, said: str, then: Callable[[], Any] | None) -> None:
-        async def named(name: str | None) -> None:
-            if name:
-                try:
-                    path = store.path_of(name)
-                except UsageError as error:
-                    self._ask_name(f"✗ {error}", then)
-                else:
-                    await self._save(path, "", then)
-
-        self.push_screen(Question("save the recipe as", self.draft.name, said), named)
-
-    async def _save(self, path: Path, known: str, then: Callable[[], Any] | None) -> None:
-        try:
-            self.stored = store.save(path, self.draft.text, known)
-        except RunnerError as error:
-            said = "\n".join(filter(None, (f"✗ {error}", error.hint)))
-            self._ask_name(said, then)
-            return
-        self.draft = Draft(self.stored.name, self.draft.text)
-        self.notify(f"saved {store.shown(self.stored.path)}", markup=False)
+    async def _saves(self) -> bool:
+        """Saves; asks for a name if there is no file yet, or somebody else wrote it."""
+        stored = self.opened.stored
+        said = self._refusal(stored.path, stored.sha256) if stored.sha256 else ""
+        if said or not stored.sha256:
+            question = Question("save the recipe as", self.draft.name, self._save_as, said)
+            if await self.push_screen_wait(question) is None:
+                return False
+        self.notify(f"saved {store.shown(self.opened.stored.path)}", markup=False)
         self._check()
         await self._show()
-        if then is not None:
-            then()
+        return True
 
+    def _save_as(self, name: str) -> str:
+        try:
+            return self._refusal(store.path_of(name), "")
+        except UsageError as error:
+            return f"✗ {error}"
+
+    def _refusal(self, path: Path, known: str) -> str:
+        """Saves; why that could not be."""
+        try:
+            self.opened.save(path, known)
+        except RunnerError as error:
+            return "\n".join(filter(None, (f"✗ {error}", error.hint)))
+        return ""
+
+    @work
     async def action_run(self) -> None:
         """Saves and runs, if nothing is wrong."""
         checked = check(self.draft, self.settings, confined=self.confined)
@@ -345,54 +274,34 @@ class Compose(App[None]):
             await self._tell(checked)
             self.action_go("plan")
             self.notify("the recipe has mistakes", severity="error")
-        elif self.is_saved:
-            self.push_screen(Run(self.stored.path, self.overrides))
-        else:
-            await self.action_save(lambda: self.push_screen(Run(self.stored.path, self.overrides)))
+        elif self.opened.is_saved or await self._saves():
+            self.push_screen(Run(self.opened.stored.path, self.overrides))
 
     @work
     async def action_open(self) -> None:
         """Opens another recipe, or begins a new one."""
-        name = await self.push_screen_wait(recipe_picker())
-        if name is None or not (self._has_nothing_to_lose() or await self._gives_up()):
+        name = await self.push_screen_wait(asked.recipe_picker())
+        if name is None or not (self.opened.can_be_left or await self._gives_up()):
             return
         try:
-            found = None if name == NEW else store.opened(name)
+            found = None if name == asked.NEW else store.opened(name, self.confined)
         except RunnerError as error:
             self.notify(str(error), severity="error", markup=False)
             return
-        self._take(found or fresh(store.free_name()))
+        self.opened = Opened(found or store.fresh())
         self.at = ()
         self._check()
         await self._show()
+        self.action_go("form")
 
     @work
     async def action_leave(self) -> None:
         """Leaves; asks first if something is not saved."""
         if isinstance(self.screen, Run):
             await self.screen.end()
-        if self._has_nothing_to_lose() or await self._gives_up():
+        if self.opened.can_be_left or await self._gives_up():
             self.exit()
-
-    def _has_nothing_to_lose(self) -> bool:
-        return self.is_saved or self.draft.text in (EMPTY, self.stored.text)
 
     async def _gives_up(self) -> bool:
         text = f"{self.draft.name} is not saved.\n\nEnter: go on without saving    Escape: back"
         return await self.push_screen_wait(Notice(text)) is True
-
-
-async def _done(command: Sequence[str]) -> None:
-    """Waits for a command that says nothing; ends it when it is waited for no longer."""
-    nothing = asyncio.subprocess.DEVNULL
-    process = await asyncio.create_subprocess_exec(*command, stdin=nothing, stdout=nothing, stderr=nothing)
-    try:
-        await process.wait()
-    finally:
-        with suppress(ProcessLookupError):
-            process.kill()
-
-
-def fresh(name: str) -> store.Stored:
-    """A recipe that has no file yet."""
-    return store.Stored(name, store.own_folder() / f"{name}.yaml", EMPTY, "")

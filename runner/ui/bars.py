@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from rich.text import Text
 from textual.binding import Binding, BindingType
-from textual.events import Click
+from textual.events import MouseDown, MouseMove
 from textual.message import Message
 from textual.reactive import reactive
 from textual.widget import Widget
@@ -95,10 +95,23 @@ class Bar(Widget, can_focus=True):
         """Goes to an end of the range."""
         self._set(span(self.limits, self.value)[end])
 
-    def on_click(self, event: Click) -> None:
-        """Sets the number that was clicked at."""
+    def on_mouse_down(self, event: MouseDown) -> None:
+        """Sets the number that is pointed at, and follows the pointer."""
+        self.capture_mouse()
+        self._point(event.x)
+
+    def on_mouse_move(self, event: MouseMove) -> None:
+        """Follows the pointer while it is held."""
+        if self.app.mouse_captured is self:
+            self._point(event.x)
+
+    def on_mouse_up(self) -> None:
+        """Lets go of it."""
+        self.release_mouse()
+
+    def _point(self, x: int) -> None:
         low, high = span(self.limits, self.value)
-        share = (event.x - 1) / max(1, self.size.width - 3)
+        share = (x - 1) / max(1, self.size.width - 3)
         self._set(round(low + min(1.0, max(0.0, share)) * (high - low), 2))
 
     def _set(self, value: float) -> None:
@@ -168,14 +181,27 @@ class Curve(Widget, can_focus=True):
         self.values[self.at :] = [self.values[self.at]] * (len(self.values) - self.at)
         self.refresh()
 
-    def on_click(self, event: Click) -> None:
-        """Chooses the block that was clicked at, and its number by the height."""
-        column = event.x // self._bar_width
-        rows = max(1, self.size.height - 3)
+    def on_mouse_down(self, event: MouseDown) -> None:
+        """Chooses the block that is pointed at, and draws while the pointer is held."""
+        self.capture_mouse()
+        self._point(event.x, event.y)
+
+    def on_mouse_move(self, event: MouseMove) -> None:
+        """Draws: each block gets the number at the height of the pointer."""
+        if self.app.mouse_captured is self:
+            self._point(event.x, event.y)
+
+    def on_mouse_up(self) -> None:
+        """Ends the drawing."""
+        self.release_mouse()
+
+    def _point(self, x: int, y: int) -> None:
+        column, rows = x // self._bar_width, max(2, self.size.height - 3)
         if not 0 <= column < len(self.blocks):
             return
         self.at = column
-        if event.y < rows:
+        if y < rows:
             low, high = span(self.limits, self.values[column])
-            self.values[column] = round(low + (rows - event.y) / rows * (high - low), 2)
+            share = min(1.0, (rows - 1 - y) / (rows - 1))
+            self.values[column] = round(low + share * (high - low), 2)
             self.refresh()

@@ -55,6 +55,12 @@ class Checked:
     curves: Mapping[KeyPath, tuple[str, tuple[str, ...], tuple[float, ...]]] = field(default_factory=dict)
     components: tuple[str, ...] = ()
 
+    def after(self, earlier: Checked) -> Checked:
+        """With what was known of the models, if mistakes hide them now."""
+        if not self.problems or self.curves or self.components:
+            return self
+        return replace(self, curves=earlier.curves, components=earlier.components)
+
 
 def check(draft: Draft, settings: Settings, *, confined: bool = False) -> Checked:
     """Takes a draft as far as job=plan goes.

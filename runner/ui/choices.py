@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,19 @@ def reader_of(found: Sequence[Found], settings: Settings) -> list[str] | None:
     return [sys.executable, "-m", "runner.library", *map(str, words)]
 
 
+async def read_apart(command: Sequence[str]) -> None:
+    """Waits for a command that says nothing; ends it when it is waited for no longer."""
+    nothing = asyncio.subprocess.DEVNULL
+    process = await asyncio.create_subprocess_exec(*command, stdin=nothing, stdout=nothing, stderr=nothing)
+    try:
+        await process.wait()
+    finally:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
 def looked_at(found: Sequence[Found], settings: Settings) -> list[Choice]:
     """Those models with what their headers say."""
     entries = settings.library.entries(found)
@@ -136,19 +151,20 @@ def why_not(facts: Facts | None, method: Method | None, role: str, primary: Fact
     return ""
 
 
-def why_no_vae(facts: Facts | None, primary: Facts | None) -> str:
-    """Why a model gives no VAE to a result; "" if it does, as far as headers tell.
+def why_no_component(facts: Facts | None, component: str, primary: Facts | None) -> str:
+    """Why a model gives no such component to a result; "" if it does, as far as headers tell.
 
     Args:
         facts: of the model; None: not known.
+        component: of the result: "vae", "text_encoder_2".
         primary: the first model of the recipe; None: not known.
     """
     if facts is None:
         return ""
-    if facts.problem or facts.kind == "vae":
+    if facts.problem or (facts.kind in _PARTS and component.startswith(facts.kind)):
         return facts.problem or ""
     if facts.kind == "lora" or facts.kind in _PARTS:
-        return f"a {facts.kind.replace('_', ' ')} has no VAE"
+        return f"a {facts.kind.replace('_', ' ')} has no {component}"
     return _of_another(facts, primary) if primary and facts.architecture != primary.architecture else ""
 
 

@@ -90,6 +90,14 @@ class Draft:
         """
         return self.with_text(without(self.text, path))
 
+    def with_said(self, path: KeyPath, value: Any) -> Draft:
+        """The draft with a value at a key path; with None without it, and the mapping it leaves empty."""
+        if value is not None:
+            return self.with_value(path, value)
+        draft = self.without(path)
+        is_left = len(path) < 2 or draft.value(path[:-1]) != {}
+        return draft if is_left else draft.without(path[:-1])
+
     def with_method(self, at: KeyPath, name: str) -> Draft:
         """The draft with another method in a merge: models keep their places, foreign parameters go."""
         method = find_method(name, None)
@@ -109,8 +117,8 @@ class Draft:
 
     def with_model(self, at: KeyPath, role: str, source: str | Mapping[str, Any]) -> Draft:
         """The draft with a model in a role of a merge."""
-        if not IDENTIFIER.fullmatch(role):
-            raise RecipeError(f"{quote(role)}: a role is a word such as a, b, base")
+        if said := no_role(role):
+            raise RecipeError(said)
         return self.with_value((*at, "models", role), source)
 
     def with_merge(self, at: KeyPath, role: str, name: str = "add_difference") -> Draft:
@@ -122,24 +130,18 @@ class Draft:
             return draft
         return draft.with_model(inner, method.roles[0] if method.roles else "a", before)
 
-    def with_component(self, name: str, source: str | None) -> Draft:
-        """The draft with a component of the result taken whole from a source; None: merged like the rest."""
-        path = ("components", name)
-        if source is not None:
-            return self.with_value(path, source)
-        draft = self.without(path)
-        return draft if draft.value(("components",)) else draft.without(("components",))
-
     def with_part(self, path: KeyPath, part: str, value: Any) -> Draft:
-        """The draft with a value for one part of a parameter: a component, or a model's name.
+        """The draft with a value for one part of a parameter, or of the output's dtype.
 
         Args:
             path: of the parameter.
-            part: whose number it is; None as value takes it back.
-            value: a number or what else a recipe says of a component.
+            part: whose number it is: a component's, a model's, or "default" for the others.
+            value: a number or what else a recipe says of a component; None takes it back.
         """
         before = self.value(path)
         if not isinstance(before, Mapping):
+            if part == "default":
+                return self.with_said(path, value)
             if value is None:
                 return self
             default = {} if before is None else {"default": before}
@@ -181,6 +183,11 @@ class Draft:
         """The draft with block weights as people paste them: a line of numbers, or the name of a preset."""
         said: dict[str, Any] = {"mbw": text.strip()}
         return self.with_value(path, said if base is None else {**said, "base": base})
+
+
+def no_role(name: str) -> str:
+    """Why this is not the name of a role; "" if it is."""
+    return "" if IDENTIFIER.fullmatch(name) else f"{quote(name)}: a role is a word such as a, b, base"
 
 
 def _merges(tree: Mapping[str, Any], at: KeyPath) -> Iterator[KeyPath]:

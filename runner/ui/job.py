@@ -37,20 +37,15 @@ def compose(settings: Settings, overrides: Sequence[str]) -> dict[str, Any]:
 
         return serve(settings, overrides)
     from runner.ui import store
-    from runner.ui.app import Compose, fresh
+    from runner.ui.app import Compose
 
-    name = settings.job.recipe or _chosen(overrides)
-    stored = store.opened(name) if name else fresh(store.free_name())
+    name, confined = settings.job.recipe, settings.job.confined
+    stored = store.opened(name, confined) if name else store.fresh()
     if stored is None:
         path = Path(name or "")
         if path.is_absolute() or not store.NAME.fullmatch(path.name):
             raise UsageError(f"job.recipe={quote(name)}: there is no such recipe")
-        stored = fresh(path.name)
-    confined = settings.job.confined
-    is_own = stored.path.is_relative_to(store.own_folder()) or Path(name or "").is_absolute()
-    if not is_own or (confined and not stored.path.is_relative_to(store.own_folder())):
-        # One that comes with the program is where others begin: it is saved among one's own.
-        stored = replace(stored, path=store.own_folder() / f"{stored.name}.yaml", sha256="")
+        stored = store.fresh(path.name)
     if not confined and not (sys.stdin.isatty() and sys.stdout.isatty()):
         hint = "job=compose job.browser=true serves it to a browser"
         raise UsageError("job=compose needs a terminal", hint=hint)
@@ -65,9 +60,3 @@ def for_runs(overrides: Sequence[str]) -> list[str]:
         for one in overrides
         if one.lstrip("+~").partition("=")[0].partition(".")[0].partition("@")[0] not in _OWN
     ]
-
-
-def _chosen(overrides: Sequence[str]) -> str | None:
-    """The recipe that the command line names."""
-    found = [one.partition("=")[2] for one in overrides if one.startswith("recipe=")]
-    return found[-1].strip("'\"") if found else None

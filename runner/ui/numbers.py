@@ -59,6 +59,8 @@ class Numbers(ModalScreen[Draft | None]):
     Numbers > Vertical { width: 95%; max-width: 100; height: 95%; max-height: 30; }
     Numbers > Vertical { border: round $primary; padding: 0 1; }
     Numbers .part { height: 1; }
+    Numbers Curve { height: 1fr; max-height: 20; }
+    Numbers TabbedContent, Numbers ContentSwitcher, Numbers TabPane { height: 1fr; }
     Numbers .part Label { width: 20; }
     Numbers .part Input { width: 1fr; height: 1; border: none; padding: 0; background: $surface-lighten-1; }
     Numbers OptionList { height: 1fr; border: none; }
@@ -66,8 +68,10 @@ class Numbers(ModalScreen[Draft | None]):
     Numbers #said { height: auto; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+s", "take", "take it"),
-        Binding("escape", "leave", "back"),
+        # Before those of the curve: on a narrow screen the last are not shown.
+        Binding("ctrl+s", "take", "take it", priority=True),
+        Binding("escape", "leave", "back", priority=True),
+        Binding("enter", "take", show=False),
     ]
 
     def __init__(self, draft: Draft, path: KeyPath, parameter: Parameter, place: Place) -> None:
@@ -93,8 +97,18 @@ class Numbers(ModalScreen[Draft | None]):
                         yield Curve(self.place.blocks, self.place.values, self.parameter.range, id="curve")
                 if not self.parameter.per_model:
                     with TabPane("pasted or preset", id="pasted"):
-                        yield Input(_pasted(value), id="mbw", placeholder="0,0.1,... or the name of a preset")
-                        yield Input(_base(value), id="base", placeholder="BASE, if the numbers leave it out")
+                        yield Input(
+                            _pasted(value),
+                            id="mbw",
+                            placeholder="0,0.1,... or the name of a preset",
+                            compact=True,
+                        )
+                        yield Input(
+                            _base(value),
+                            id="base",
+                            placeholder="BASE, if the numbers leave it out",
+                            compact=True,
+                        )
                         yield OptionList(
                             *(
                                 Option(_preset_line(name), id=f"preset-{at}")
@@ -106,6 +120,11 @@ class Numbers(ModalScreen[Draft | None]):
             yield Static("", id="said", markup=False)
         yield Footer()
 
+    def on_mount(self) -> None:
+        """Gives the keyboard to what is shown."""
+        page = self.query_one(TabbedContent).active
+        self.query_one({"parts": "#part-default", "blocks": "#curve", "pasted": "#mbw"}[page]).focus()
+
     def _first(self, value: Any) -> str:
         if isinstance(value, Mapping) and "mbw" in value:
             return "pasted"
@@ -113,7 +132,9 @@ class Numbers(ModalScreen[Draft | None]):
 
     @on(OptionList.OptionSelected, "#presets")
     def _preset(self, event: OptionList.OptionSelected) -> None:
-        self.query_one("#mbw", Input).value = PRESETS[event.option_index]
+        line = self.query_one("#mbw", Input)
+        line.value = PRESETS[event.option_index]
+        line.focus()  # where Enter takes it
 
     @on(Input.Submitted)
     def _submitted(self) -> None:
@@ -142,9 +163,6 @@ class Numbers(ModalScreen[Draft | None]):
             said[part] = read_number(text) if text else None
             if text and said[part] is None:
                 raise RecipeError(f"{part}: {escape(text)} is no number")
-        if set(said) == {"default"} and not isinstance(self.draft.value(self.path), Mapping):
-            default = said["default"]
-            return draft.without(self.path) if default is None else draft.with_value(self.path, default)
         for part, value in said.items():
             draft = draft.with_part(self.path, part, value)
         return draft
@@ -163,6 +181,8 @@ class Numbers(ModalScreen[Draft | None]):
         number = read_number(base) if base else None
         if base and number is None:
             raise RecipeError(f"BASE: {escape(base)} is no number")
+        if not text.strip():
+            raise RecipeError("there is nothing yet: type numbers, or choose a preset")
         if is_name(text):
             if preset(text) is None:
                 raise RecipeError(f"{escape(text)}: there is no such preset")

@@ -102,7 +102,8 @@ class Picker(ModalScreen[str | None]):
     def set_rows(self, rows: Sequence[Row]) -> None:
         """Shows other rows: more is known now."""
         self.rows = list(rows)
-        self._show(self.query_one("#filter", Input).value)
+        for line in self.query("#filter").results(Input):  # not there yet: it begins with these
+            self._show(line.value)
 
     @on(Input.Changed, "#filter")
     def _typed(self, event: Input.Changed) -> None:
@@ -166,22 +167,37 @@ class Question(ModalScreen[str | None]):
     """
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave", "back")]
 
-    def __init__(self, title: str, value: str, said: str = "") -> None:
+    def __init__(self, title: str, value: str, refused: Callable[[str], str], said: str = "") -> None:
+        """Makes the question.
+
+        Args:
+            title: what is asked for.
+            value: to begin with.
+            refused: what speaks against an answer; "": it is taken.
+            said: what spoke against the last one.
+        """
         super().__init__()
-        self.asked, self.value, self.said = title, value, said
+        self.asked, self.value, self.refused, self.said = title, value, refused, said
 
     def compose(self) -> ComposeResult:
         """What was said, the question, the field."""
         with Vertical():
-            if self.said:
-                yield Static(self.said, id="said", markup=False)
+            said = Static(self.said, id="said", markup=False)
+            said.display = bool(self.said)
+            yield said
             yield Label(self.asked, markup=False)
             yield Input(self.value, id="answer", compact=True)
         yield Footer()
 
     @on(Input.Submitted, "#answer")
     def _answered(self, event: Input.Submitted) -> None:
-        self.dismiss(event.value.strip())
+        answer = event.value.strip()
+        if said := self.refused(answer):
+            shown = self.query_one("#said", Static)
+            shown.update(said)
+            shown.display = True
+        else:
+            self.dismiss(answer)
 
     def action_leave(self) -> None:
         """Says nothing."""
@@ -197,7 +213,7 @@ class Notice(ModalScreen[bool]):
     Notice > VerticalScroll { border: round $primary; padding: 0 1; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "answer(True)", "yes"),
+        Binding("enter", "answer(True)", "go on"),
         Binding("escape,f1", "answer(False)", "back"),
     ]
 

@@ -52,11 +52,15 @@ body.-closed #terminal {{ opacity: 0.4 }}</style>
 <body><div id="terminal" class="textual-terminal" data-session-websocket-url="{socket}"
 data-font-size="16"></div></body></html>
 """
-# The keyboard goes to the form as soon as it is there, without a click.
+# The keyboard goes to the form as soon as it is there, without a click; and a form that was used is not
+# closed with its tab unasked: what is not saved would be gone.
 _KEYS = """new MutationObserver((changes, observer) => {
   const field = document.querySelector(".xterm-helper-textarea");
   if (field && document.body.classList.contains("-first-byte")) { observer.disconnect(); field.focus(); }
 }).observe(document.body, {attributes: true, subtree: true, childList: true});
+window.addEventListener("beforeunload", (event) => {
+  if (!document.body.classList.contains("-closed")) event.preventDefault();
+});
 """
 
 

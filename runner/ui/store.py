@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from runner.compose import is_file, is_recipe, recipe_folders, recipe_path
+from runner.compose import DATA_ROOT, is_file, is_recipe, recipe_folders, recipe_path
 from runner.disk.cachefile import alone_in
 from runner.disk.files import read_small
 from runner.errors import BusyError, InputError, OutputError, UsageError, escape, quote
 from runner.recipe.guard import MAX_BYTES
+from runner.ui.draft import EMPTY
 from runner.write import write_file
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}", re.ASCII)
@@ -42,9 +43,17 @@ def own_folder() -> Path:
     return own[0] if own else Path("recipes").absolute()
 
 
-def names() -> list[str]:
-    """The recipes in that folder, by name."""
-    return sorted(path.stem for path in own_folder().glob("*.yaml") if is_recipe(path) and path.is_file())
+def names() -> list[tuple[str, str]]:
+    """The recipes there are by name, one's own first, and what is to be known of the others."""
+    found: dict[str, str] = {}
+    for folder in dict.fromkeys((own_folder(), *recipe_folders())):
+        note = "" if folder == own_folder() else f"from {shown(folder)}; saved among your own"
+        if folder == DATA_ROOT / "recipes":
+            note = "comes with runner; saved among your own"
+        for path in sorted(folder.glob("*.yaml")):
+            if is_recipe(path) and is_file(path):
+                found.setdefault(path.stem, note)
+    return list(found.items())
 
 
 def shown(path: Path) -> str:
@@ -53,26 +62,34 @@ def shown(path: Path) -> str:
     return escape(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
-def free_name() -> str:
-    """A name that no recipe has yet."""
-    taken, number = set(names()), 2
-    if _NEW not in taken:
-        return _NEW
-    while f"{_NEW}_{number}" in taken:
-        number += 1
-    return f"{_NEW}_{number}"
+def fresh(name: str = "") -> Stored:
+    """A recipe that has no file yet; if it has no name, under one that no recipe has."""
+    taken, number, free = {name for name, _ in names()}, 2, _NEW
+    while free in taken:
+        free, number = f"{_NEW}_{number}", number + 1
+    return Stored(name or free, own_folder() / f"{name or free}.yaml", EMPTY, "")
 
 
-def opened(name: str) -> Stored | None:
+def opened(name: str, confined: bool = False) -> Stored | None:
     """A recipe by name or absolute path; None if there is none.
+
+    One that is not in the folder of one's own is where others begin: it is saved there under its name,
+    unless its path was given.
+
+    Args:
+        name: or path.
+        confined: whether recipes are saved in the folder of one's own only.
 
     Raises:
         InputError: it cannot be read.
     """
-    for folder in (own_folder(), *recipe_folders()):
+    own = own_folder()
+    for folder in (own, *recipe_folders()):
         path = recipe_path(folder, name)
         if is_file(path):
-            return read(path)
+            found = read(path)
+            is_own = path.is_relative_to(own) or (Path(name).is_absolute() and not confined)
+            return found if is_own else replace(found, path=own / f"{found.name}.yaml", sha256="")
     return None
 
 

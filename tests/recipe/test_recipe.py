@@ -93,6 +93,7 @@ MISTAKES: list[tuple[dict[str, Any], str, str]] = [
     ({"output": {"name": ".."}}, "output.name", "letters, digits"),
     ({"output": {"name": "ä"}}, "output.name", "letters, digits"),
     ({"output": {"dtype": "float61"}}, "output.dtype", "expected one of float16"),
+    ({"output": {"dtype": ["float16"]}}, "output.dtype", "expected one of float16"),
     ({"output": {"dtype": {"vae": "half"}}}, "output.dtype.vae", "expected one of"),
     ({"output": {"max_shard_size": "big"}}, "output.max_shard_size", "5GB"),
     ({"author": 3}, "author", "expected a text"),

@@ -11,14 +11,14 @@ from textual.pilot import Pilot
 from textual.widgets import Input, Static
 
 from runner.ui import store
-from runner.ui.app import Compose, fresh
+from runner.ui.app import Compose
 from tests.ui.settings import settings
 
 PATIENCE = 60.0  # seconds; the machine may be busy
 
 
 def composer(cache: Path, name: str | None = None, models_dir: Path = Path()) -> Compose:
-    stored = store.opened(name) if name else fresh("new_mix")
+    stored = store.opened(name) if name else store.fresh("new_mix")
     assert stored is not None
     return Compose(settings(cache, models_dir), stored, ["threads=1"])
 

@@ -22,9 +22,9 @@ from runner.compose import DATA_ROOT
 from runner.disk.cachefile import HEADERS
 from runner.library.headers import known_facts
 from runner.tensors import TensorSpec
-from runner.ui.app import Compose, _done
+from runner.ui.app import Compose
 from runner.ui.bars import Curve
-from runner.ui.choices import FEW, found_models, reader_of
+from runner.ui.choices import FEW, found_models, read_apart, reader_of
 from runner.ui.picker import SHOWN, Picker, Question, Row
 from runner.ui.running import Run
 from runner.ui.text import RecipeText
@@ -50,14 +50,14 @@ def test_from_an_empty_folder_to_a_merged_model(cache: Path, folder: Path) -> No
     async def steps() -> None:
         app = composer(cache)
         async with app.run_test(size=(120, 40)) as pilot:
-            await pilot.press("f2", "tab", "enter")
+            await pilot.press("enter")  # the form begins at the first model that is missing
             await until(pilot, lambda: isinstance(app.screen, Picker))
             await pilot.press(*"photo", "enter")
             await choose(pilot, "#role-b", "anime")
             app.query_one("#bar-alpha").focus()
             await pilot.press("left", "left", "shift+left")
             await checked(pilot, app)
-            assert says(app, "#plan").startswith("✓ plan of new_mix: weighted_sum@1 → new_mix")
+            assert says(app, "#planned").startswith("✓ plan of new_mix: weighted_sum@1 → new_mix")
             await pilot.press("ctrl+r")
             await until(pilot, lambda: isinstance(app.screen, Question))
             app.screen.query_one("#answer", Input).value = "first_mix"
@@ -75,7 +75,7 @@ def test_from_an_empty_folder_to_a_merged_model(cache: Path, folder: Path) -> No
             told = json.loads(record.read_text())
             assert told["deterministic"]["output"]["sha256"] in "\n".join(run.said)
             assert (record.parent / "first_mix" / "model_index.json").is_file()
-            assert app.is_saved
+            assert app.opened.is_saved
 
     drive(steps())
     text = (folder / "recipes" / "first_mix.yaml").read_text()
@@ -105,7 +105,7 @@ def test_a_recipe_keeps_its_comments_when_a_nested_number_changes(cache: Path, f
             number.value = "0.8"
             await checked(pilot, app)
             await pilot.press("ctrl+s")
-            await until(pilot, lambda: app.is_saved)
+            await until(pilot, lambda: app.opened.is_saved)
 
     drive(steps())
     assert path.read_text() == MIX.replace("alpha: 0.6 ", "alpha: 0.8 ")
@@ -142,18 +142,43 @@ def test_a_curve_by_block_and_a_preset(cache: Path) -> None:
     drive(steps())
 
 
-def test_a_vae_is_chosen_for_the_result(cache: Path) -> None:
+def test_all_a_recipe_may_say_is_said_with_keys(cache: Path, folder: Path) -> None:
+    (folder / "recipes").mkdir()
+    text = "method: weighted_sum\nmodels: {a: demo:photo, b: demo:anime}\noutput: {dtype: float16}  # mine\n"
+    (folder / "recipes" / "mine.yaml").write_text(text)
+
     async def steps() -> None:
-        app = composer(cache)
-        async with app.run_test(size=(120, 40)) as pilot:
-            for role, model in (("a", "photo"), ("b", "anime")):
-                await choose(pilot, f"#role-{role}", model)
-            await choose(pilot, "#vae", "demo:base")
+        app = composer(cache, "mine")
+        async with app.run_test(size=(80, 24)) as pilot:
             await checked(pilot, app)
-            assert says(app, "#plan").startswith("✓")
-            assert app.draft.text.endswith("components: {vae: demo:base}\n")
-            await choose(pilot, "#vae", "merged like")
-            assert "components" not in app.draft.text
+            for button, field, keys in (
+                ("#open-dtype", "#field-output-dtype-vae", ("enter", *"float32", "enter")),
+                ("#finer-merge-more", "#field-seed", "12"),
+                ("#finer-result-more", "#field-author", "me"),
+            ):
+                if not app.query(field):
+                    app.query_one(button).focus()
+                    await pilot.press("enter")
+                    await until(pilot, lambda field=field: app.query(field))  # type: ignore[misc]
+                app.query_one(field).focus()
+                await pilot.press(*keys)
+            app.query_one("#open-components").focus()
+            await pilot.press("enter")
+            await until(pilot, lambda: app.query("#component-text_encoder"))
+            for component, source in (
+                ("vae", "photo"),
+                ("text_encoder", "demo:base"),
+                ("vae", "merged like"),
+            ):
+                await choose(pilot, f"#component-{component}", source)
+            await checked(pilot, app)
+            assert app.checked.problems == ()
+            assert str(app.query_one("#finer-merge-more", Button).label) == "▾ seed: 12"
+            assert app.draft.text == (
+                "author: me\nmethod: weighted_sum\nmodels: {a: demo:photo, b: demo:anime}\n"
+                "seed: 12\ncomponents: {text_encoder: demo:base}\n"
+                "output: {dtype: {default: float16, vae: float32}}  # mine\n"
+            )
 
     drive(steps())
 
@@ -181,15 +206,15 @@ def test_at_sixty_columns_the_panes_are_tabs(cache: Path) -> None:
     async def steps() -> None:
         app = composer(cache)
         async with app.run_test(size=(60, 24)) as pilot:
-            for key, shown in (("f2", "#form"), ("f3", "#text"), ("f4", "#below")):
+            for key, shown in (("f2", "#form"), ("f3", "#text"), ("f4", "#plan")):
                 await pilot.press(key)
                 await pilot.pause()
-                seen = [one for one in ("#form", "#text", "#below") if app.query_one(one).region.width]
+                seen = [one for one in ("#form", "#text", "#plan") if app.query_one(one).region.width]
                 assert seen == [shown]
                 assert app.query_one(shown).region.width >= 58
             await pilot.resize_terminal(120, 40)
             await pilot.pause()
-            assert all(app.query_one(one).region.width > 50 for one in ("#form", "#text", "#below"))
+            assert all(app.query_one(one).region.width > 50 for one in ("#form", "#text", "#plan"))
 
     drive(steps())
 
@@ -216,10 +241,49 @@ def test_a_recipe_with_mistakes_is_shown_as_it_is_and_they_at_their_lines(cache:
             assert 'did you mean "alpha"?' in text.get_line(2).plain
             text.replace("alpha", (2, 0), (2, 5))
             await checked(pilot, app)
-            assert says(app, "#plan").startswith("✓") and app.query("#bar-alpha")
+            assert says(app, "#planned").startswith("✓") and app.query("#bar-alpha")
 
     drive(steps())
     assert path.read_text() == broken
+
+
+ODD = (
+    'method: weighted_sum\nmodels: {"a b": x, a: 1, b: [x]}\noutput: 3\ncomponents: 5\n',
+    "method: 3\nmodels: {a: {method: 1, models: {}}, b: {models: 1}}\nseed: {a: 1}\nema: 1\nnonfinite: x\n",
+    "method: slerp\nmodels: {a: {source: 3}}\nalpha: {default: {x: 1}}\noutput: {dtype: [1], name: [2]}\n",
+    "defaults: [anime_mix, _self_]\ncomponents: {vae: null, unet: {a: 1}}\noutput: {dtype: {vae: x}}\n",
+)
+
+
+def test_whatever_stands_in_a_recipe_the_form_shows_it_and_changes_nothing(cache: Path) -> None:
+    async def steps() -> None:
+        app = composer(cache)
+        async with app.run_test(size=(120, 60)) as pilot:
+            await until(pilot, lambda: app.query("#finer-result-more"))
+            for section in ("merge", "result"):
+                app.query_one(f"#finer-{section}-more", Button).press()
+                await until(pilot, lambda: app.query("#field-seed, #field-author"))
+            for text in ODD:
+                app.query_one("#text", RecipeText).text = text
+                await checked(pilot, app)
+                assert app.draft.text == text and app.checked.problems
+                assert "a bug" not in says(app, "#mistakes")
+
+    drive(steps())
+
+
+def test_changes_that_come_at_once_leave_the_fields_of_the_last(cache: Path) -> None:
+    async def steps() -> None:
+        app = composer(cache)
+        async with app.run_test(size=(80, 24)) as pilot:
+            await pilot.pause()
+            names = ("ties", "slerp", "add_difference", "weighted_sum", "linear")
+            await asyncio.gather(
+                *(app.change(lambda one, name=name: one.with_method((), name)) for name in names)
+            )
+            assert app.query("#more") and not app.query("#role-a, #role-c")
+
+    drive(steps())
 
 
 def test_a_model_that_vanishes_is_shown_as_gone(cache: Path, folder: Path) -> None:
@@ -231,16 +295,16 @@ def test_a_model_that_vanishes_is_shown_as_gone(cache: Path, folder: Path) -> No
             await until(pilot, lambda: len(app.models) == 2 and all(one.facts for one in app.models))
             await choose(pilot, "#role-a", "first")
             await choose(pilot, "#role-b", "second")
-            await choose(pilot, "#vae", "second")
+            await choose(pilot, "#component-vae", "second")
             await checked(pilot, app)
             assert not app.checked.problems
             (folder / "second.safetensors").unlink()
             await until(pilot, lambda: "gone" in app.query_one("#role-b", Button).label.plain)
-            assert "gone" in app.query_one("#vae", Button).label.plain
+            assert "gone" in app.query_one("#component-vae", Button).label.plain
             await until(pilot, lambda: "second.safetensors" in says(app, "#mistakes"))
             write_models(folder, second=2)
             await until(pilot, lambda: "gone" not in app.query_one("#role-b", Button).label.plain)
-            await until(pilot, lambda: says(app, "#plan").startswith("✓"))
+            await until(pilot, lambda: says(app, "#planned").startswith("✓"))
 
     drive(steps())
 
@@ -270,7 +334,7 @@ def test_two_editors_of_one_recipe_do_not_overwrite_each_other(cache: Path, fold
             await pilot.pause()
             app.screen.query_one("#answer", Input).value = "mine_too"
             await pilot.press("enter")
-            await until(pilot, lambda: app.is_saved)
+            await until(pilot, lambda: app.opened.is_saved)
 
     drive(steps())
     assert path.read_text() == theirs
@@ -342,7 +406,7 @@ def test_a_command_that_is_waited_for_no_longer_is_ended(folder: Path) -> None:
     command = [sys.executable, "-c", "import signal\nfile = open('fifo', 'w')\nsignal.pause()"]
 
     async def steps() -> None:
-        waiting = asyncio.create_task(_done(command))
+        waiting = asyncio.create_task(read_apart(command))
         file = await asyncio.to_thread((folder / "fifo").open)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -69,6 +69,10 @@ def test_a_recipe_is_written_in_a_browser(tmp_path: Path) -> None:
             if picture := os.environ.get("RUNNER_PICTURE"):  # of the README
                 page.wait_for_timeout(3000)
                 page.screenshot(path=picture)
+            with page.expect_event("dialog") as asked_first:  # before the form goes with its page
+                page.once("dialog", lambda dialog: dialog.accept())
+                page.goto("about:blank")
+            assert asked_first.value.type == "beforeunload"
             browser.close()
         assert path.read_text() == "method: weighted_sum\nmodels:\n  a: demo:photo\n  b: demo:anime\n"
         assert asked and all(url.startswith(("data:", address)) for url in asked)

@@ -16,7 +16,7 @@ from runner.methods import find_method
 from runner.place import Devices
 from runner.run import run
 from runner.ui.check import check
-from runner.ui.choices import demo_choices, found_models, looked_at, primary_facts, why_no_vae, why_not
+from runner.ui.choices import demo_choices, found_models, looked_at, primary_facts, why_no_component, why_not
 from runner.ui.draft import Draft
 from tests.build import random_tensors, write_models
 from tests.ui.settings import settings
@@ -119,20 +119,23 @@ def test_why_a_model_does_not_fit(facts: Facts | None, method: str, primary: Fac
 
 
 @pytest.mark.parametrize(
-    ("facts", "reason"),
+    ("facts", "component", "reason"),
     [
-        (None, ""),
-        (SD1, ""),
-        (Facts("vae"), ""),
-        (XL, "Stable Diffusion XL, the first model is Stable Diffusion 1.x"),
-        (Facts("lora", "sd1"), "a lora has no VAE"),
-        (Facts("text_encoder", "sd1"), "a text encoder has no VAE"),
-        (Facts("checkpoint", problem="it is cut off"), "it is cut off"),
-        (Facts("vae", problem="it is cut off"), "it is cut off"),
+        (None, "vae", ""),
+        (SD1, "vae", ""),
+        (SD1, "text_encoder", ""),
+        (Facts("vae"), "vae", ""),
+        (Facts("text_encoder"), "text_encoder_2", ""),
+        (XL, "vae", "Stable Diffusion XL, the first model is Stable Diffusion 1.x"),
+        (Facts("lora", "sd1"), "vae", "a lora has no vae"),
+        (Facts("text_encoder", "sd1"), "vae", "a text encoder has no vae"),
+        (Facts("vae", "sd1"), "unet", "a vae has no unet"),
+        (Facts("checkpoint", problem="it is cut off"), "vae", "it is cut off"),
+        (Facts("vae", problem="it is cut off"), "vae", "it is cut off"),
     ],
 )
-def test_why_a_model_gives_no_vae(facts: Facts | None, reason: str) -> None:
-    assert why_no_vae(facts, SD1) == reason
+def test_why_a_model_does_not_give_a_component(facts: Facts | None, component: str, reason: str) -> None:
+    assert why_no_component(facts, component, SD1) == reason
 
 
 def test_the_demo_models_are_what_they_are_said_to_be(cache: Path) -> None:

@@ -138,7 +138,17 @@ def test_a_recipe_in_memory_is_composed_as_hydra_composes_its_file(path: Path) -
 
 def test_a_component_is_taken_from_a_source_and_given_back() -> None:
     draft = Draft("x", "method: weighted_sum\nmodels: {a: x, b: y}\noutput: {name: z}\n")
-    baked = draft.with_component("vae", "kl.safetensors")
+    baked = draft.with_said(("components", "vae"), "kl.safetensors")
     assert baked.value(("components", "vae")) == "kl.safetensors"
     assert list(baked.file.tree) == ["method", "models", "components", "output"]
-    assert baked.with_component("vae", None).text == draft.text
+    assert baked.with_said(("components", "vae"), None).text == draft.text
+
+
+def test_a_dtype_is_one_or_by_component() -> None:
+    draft, path = Draft("x", "method: weighted_sum\nmodels: {a: x, b: y}\n"), ("output", "dtype")
+    one = draft.with_part(path, "default", "float16")
+    assert one.value(path) == "float16"
+    by_component = one.with_part(path, "vae", "float32").with_part(path, "default", "bfloat16")
+    assert by_component.value(path) == {"default": "bfloat16", "vae": "float32"}
+    assert by_component.with_part(path, "vae", None).value(path) == "bfloat16"
+    assert one.with_part(path, "default", None).text == draft.text

@@ -50,9 +50,11 @@ def test_what_cannot_be_shown_is_said(argument: str, said: str, tmp_path: Path) 
 
 def test_in_a_terminal_the_form_comes_and_goes(tmp_path: Path) -> None:
     pytest.importorskip("textual", reason="NOT TESTED: the composer; pip install 'runner[ui]'")
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "mine.yaml").write_text("method: copy\nmodels: {a: demo:photo}\n")
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "runner", "job=compose", "recipe=anime_mix"],
+        [sys.executable, "-m", "runner", "job=compose", "recipe=mine"],
         cwd=tmp_path,
         env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"},
         stdin=theirs,
@@ -76,7 +78,7 @@ def test_in_a_terminal_the_form_comes_and_goes(tmp_path: Path) -> None:
     finally:
         process.kill()
         os.close(ours)
-    assert not list(tmp_path.iterdir())
+    assert [one.name for one in tmp_path.rglob("*")] == ["recipes", "mine.yaml"]
 
 
 def test_what_the_command_line_said_of_runs_holds_for_those_of_the_form() -> None:

@@ -21,7 +21,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_what_was_saved_is_opened_by_its_name(folder: Path) -> None:
     saved = store.save(store.path_of("mix"), "a: ß\r\n", "")
-    assert saved.path == folder / "recipes" / "mix.yaml" and store.names() == ["mix"]
+    assert saved.path == folder / "recipes" / "mix.yaml" and store.names()[0] == ("mix", "")
     assert store.opened("mix") == saved == store.read(saved.path)
 
 
@@ -44,7 +44,7 @@ def test_a_file_that_changed_meanwhile_stays_as_it_is(theirs: str | None) -> Non
 
 def test_a_name_that_is_taken_is_not_taken_again(folder: Path) -> None:
     store.save(store.path_of("new_mix"), "mine", "")
-    assert store.free_name() == "new_mix_2"
+    assert store.fresh().name == "new_mix_2"
     with pytest.raises(BusyError, match="is there already"):
         store.save(store.path_of("new_mix"), "other", "")
     (folder / "recipes" / "link.yaml").symlink_to("nowhere")
@@ -74,7 +74,22 @@ def test_the_first_folder_of_the_environment_is_where_recipes_go(
 def test_a_lock_beside_a_recipe_is_no_recipe(folder: Path) -> None:
     store.save(store.path_of("mix"), "mine", "")
     (folder / "recipes" / "mix.lock.yaml").write_text("lock: 1\n")
-    assert store.names() == ["mix"]
+    assert store.names()[0] == ("mix", "")
+
+
+def test_recipes_that_come_with_the_program_are_opened_and_saved_among_ones_own(folder: Path) -> None:
+    assert dict(store.names())["anime_mix"] == "comes with runner; saved among your own"
+    found = store.opened("anime_mix")
+    assert found is not None and (found.path, found.sha256) == (folder / "recipes" / "anime_mix.yaml", "")
+    store.save(found.path, found.text, found.sha256)
+    assert dict(store.names())["anime_mix"] == ""
+
+
+@pytest.mark.parametrize("confined", [False, True])
+def test_a_path_is_saved_where_it_is_unless_the_form_is_confined(folder: Path, confined: bool) -> None:
+    (folder / "mine.yaml").write_text("a: 1\n")
+    found = store.opened(str(folder / "mine.yaml"), confined)
+    assert found is not None and (found.path.parent == folder) != confined
 
 
 def test_a_name_too_long_for_a_file_is_that_of_no_recipe() -> None:
