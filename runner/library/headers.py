@@ -98,16 +98,17 @@ def entries_of(
         advance(len(found) - len(unread))
     reader, saved = HeaderReader(), time.monotonic()
 
-    def read(at: int) -> tuple[dict[str, Identity], Facts]:
-        return look_at(found[at]), reader.read(found[at])
+    def read(at: int) -> tuple[dict[str, Identity], bool, Facts]:
+        now, files = time.time(), look_at(found[at])  # whatever is written later has another time
+        settled = bool(files) and all(identity.settled(now) for identity in files.values())
+        return files, settled, reader.read(found[at])
 
     try:
         with closing(spread(unread, read, processes)) as results:
-            for index, (files, one) in results:
+            for index, (files, settled, one) in results:
                 looked[unread[index]], facts[unread[index]] = files, one
                 advance(1)
-                now = time.time()
-                if files and all(identity.settled(now) for identity in files.values()):
+                if settled:
                     fresh[_key(files)] = asdict(one)
                 if time.monotonic() - saved > SAVE_SECONDS:
                     _save(memory, fresh)

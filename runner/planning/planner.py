@@ -40,25 +40,25 @@ def make_plan(
     return _model_plan(jobs, metadata)
 
 
-def _model_plan(planned: Jobs, metadata: Mapping[str, str]) -> Plan:
+def _model_plan(jobs: Jobs, metadata: Mapping[str, str]) -> Plan:
     """The plan of a merge whose result is a model."""
-    resolved, noted = planned.resolved, planned.noted
-    given = taken(resolved, planned.nonfinite)
-    jobs = {job.key: job for job in (*map(planned.job, planned.keys.of(resolved.merge)), *given.jobs)}
-    arrangement = arrange(resolved, {job.key: job.spec for job in jobs.values()})
+    resolved, noted = jobs.resolved, jobs.noted
+    given = taken(resolved, jobs.nonfinite)
+    job_of = {job.key: job for job in (*map(jobs.job, jobs.keys.of(resolved.merge)), *given.jobs)}
+    arrangement = arrange(resolved, {job.key: job.spec for job in job_of.values()})
     for found in (arrangement, given):
         noted.dropped.update(found.dropped)
         noted.unfit.update(found.unfit)
     noted.example.update(given.example)
     noted.widened.update(given.widened)
     noted.raise_if_unfit(given.unfit)
-    result = _predict(planned, jobs.values())
+    result = _predict(jobs, job_of.values())
     said = marks(resolved, result)
     for key in said.removed:
         arrangement.made.pop(key, None)
         noted.drop(f"left out: the result predicts {result}", key)
     for job in said.added:
-        jobs[job.key], arrangement.made[job.key] = job, whole(job.key, job.spec)
+        job_of[job.key], arrangement.made[job.key] = job, whole(job.key, job.spec)
     output = resolved.recipe.output
     specs = {key: made.spec for key, made in arrangement.made.items()}
     carrier: Checkpoint | dict[str, bytes] | None = resolved.carrier
@@ -78,66 +78,66 @@ def _model_plan(planned: Jobs, metadata: Mapping[str, str]) -> Plan:
         job
         for number, file in enumerate(layout.files)
         for key, (offset, _) in file.tensors.items()
-        for job in _placed(jobs, key, arrangement.made[key], number, offset)
+        for job in _placed(job_of, key, arrangement.made[key], number, offset)
     )
-    return _plan(planned, placed, layout, result)
+    return _plan(jobs, placed, layout, result)
 
 
-def _lora_plan(planned: Jobs, metadata: Mapping[str, str], ranks: Mapping[str, int]) -> Plan:
+def _lora_plan(jobs: Jobs, metadata: Mapping[str, str], ranks: Mapping[str, int]) -> Plan:
     """The plan of a merge whose result is a LoRA: a job for each module, which writes all its tensors.
 
     Raises:
         IncompatibleError: what has no place in a LoRA, and the recipe does not drop it.
     """
-    resolved = planned.resolved
-    architecture, modules = modules_of(planned, ranks)
-    result = _predict(planned, (job for _, job in modules.values()))
+    resolved = jobs.resolved
+    architecture, modules = modules_of(jobs, ranks)
+    result = _predict(jobs, (job for _, job in modules.values()))
     said = network_metadata(architecture, (module for module, _ in modules.values()))
     said = {**with_header(metadata, resolved, result), **said}
     specs = {key: spec for module, _ in modules.values() for key, spec in module.specs.items()}
     layout = FORMATS["lora"].layout(resolved.recipe.output.name, specs, None, said, None)
     first = {next(iter(module.specs)): (module, job) for module, job in modules.values()}
-    jobs = tuple(
+    placed = tuple(
         replace(first[key][1], offset=offset, stored=first[key][0].name)
         for key, (offset, _) in layout.files[0].tensors.items()
         if key in first
     )
-    return _plan(planned, jobs, layout, result)
+    return _plan(jobs, placed, layout, result)
 
 
-def _placed(jobs: Mapping[str, Job], key: str, made: Made, file: int, offset: int) -> Iterable[Job]:
+def _placed(job_of: Mapping[str, Job], key: str, made: Made, file: int, offset: int) -> Iterable[Job]:
     """The jobs whose results are a tensor of the output, each at its place."""
     parts = list(dict.fromkeys(piece.key for piece in made.pieces))
     if len(parts) == 1 and (len(made.pieces) > 1 or made.transposed):
-        yield replace(jobs[parts[0]], file=file, offset=offset, stored=key, arranged=made.pieces)
+        yield replace(job_of[parts[0]], file=file, offset=offset, stored=key, arranged=made.pieces)
         return
     for part in parts:
-        yield replace(jobs[part], file=file, offset=offset, stored=key)
-        offset += jobs[part].spec.nbytes
+        yield replace(job_of[part], file=file, offset=offset, stored=key)
+        offset += job_of[part].spec.nbytes
 
 
-def _predict(planned: Jobs, jobs: Iterable[Job]) -> Prediction | None:
+def _predict(jobs: Jobs, made: Iterable[Job]) -> Prediction | None:
     """What the result predicts; notes which models say otherwise.
 
     Raises:
         IncompatibleError: they predict different things, and the recipe does not say which it is.
     """
-    recipe, said = planned.resolved.recipe, said_by(predicting(planned.resolved, jobs))
+    recipe, said = jobs.resolved.recipe, said_by(predicting(jobs.resolved, made))
     found = agreed(said, recipe.prediction_type, recipe.zero_terminal_snr)
     if found is not None:
-        planned.noted.lines += disagreeing(said, found)
+        jobs.noted.lines += disagreeing(said, found)
     return found
 
 
-def _plan(planned: Jobs, jobs: tuple[Job, ...], layout: Layout, result: Prediction | None) -> Plan:
+def _plan(jobs: Jobs, placed: tuple[Job, ...], layout: Layout, result: Prediction | None) -> Plan:
     """The plan, with what was noted on the way."""
-    noted = planned.noted
+    noted = jobs.noted
     return Plan(
-        planned.resolved,
-        jobs,
+        jobs.resolved,
+        placed,
         layout,
         {reason: tuple(sorted(keys)) for reason, keys in noted.dropped.items()},
         {reason: tuple(sorted(keys)) for reason, keys in noted.deviations.items()},
-        tuple(noted.warnings(jobs)),
+        tuple(noted.warnings(placed)),
         result,
     )

@@ -143,8 +143,8 @@ class Output:
 
     Attributes:
         name: of the file or folder, without suffix.
-        format: "diffusers" or "checkpoint"; None: the primary's.
-        dtype: by component, "default" for the others; empty: each tensor as in the primary.
+        format: "diffusers", "checkpoint" or "lora"; None: the first model's, or what the method makes.
+        dtype: by component, "default" for the others; empty: each tensor as in the first model.
         max_shard_bytes: weight files of a diffusers folder are split at this size.
         config: the pipeline a diffusers folder's other files come from; None: the first model, or another
             one of the recipe that is a folder, or built-in ones.

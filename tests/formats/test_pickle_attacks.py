@@ -215,10 +215,10 @@ def test_a_bomb_does_not_go_off(tmp_path: Path, name: str, form: Callable[..., b
     path = tmp_path / "x.ckpt"
     payload, reason = BOMBS[name]
     path.write_bytes(form(b"\x80\x04" + payload + b".", {} if form is old else {"0": bytes(16)}))
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(InputError, match=reason) as caught:
         read_pickled(look(path, "x.ckpt"))
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
     assert all(len(line) <= 500 for line in caught.value.lines())
 
 

@@ -93,6 +93,7 @@ def test_where_no_process_can_begin_this_one_does_it_all() -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert {index: result for index, (result, _) in results.items()} == {n: n * n for n in THINGS}
+    assert {process for _, process in results.values()} == {os.getpid()}
 
 
 def test_an_error_in_another_process_is_met_here_and_told_once(capfd: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from runner.errors import Location
 from runner.recipe.guard import MAX_BYTES, MAX_DEPTH, MAX_NODES, RecipeFile, read_recipe
 
 Read = Callable[[str | bytes], RecipeFile]
-SECONDS = 4.0  # the largest file that is allowed takes less, whatever stands in it
+SECONDS = 4.0  # of the processor; the largest file that is allowed takes less, whatever stands in it
 
 MINIMAL = "method: weighted_sum\nmodels: {a: x, b: y}\nalpha: 0.3\n"
 
@@ -234,9 +234,9 @@ REFUSED: list[tuple[str, str | bytes, str, str]] = [
 
 @pytest.mark.parametrize(("text", "where", "words"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
 def test_a_refusal_says_where_and_what(read: Read, text: str | bytes, where: str, words: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     found = problem(read, text)
-    assert time.monotonic() - started < SECONDS
+    assert time.process_time() - started < SECONDS
     assert found.startswith(f"{where}: " if where else words), found
     assert words in found
 
@@ -371,9 +371,9 @@ def test_defaults_are_a_list(read: Read, text: str) -> None:
 
 def check(read: Read, content: str | bytes) -> None:
     """Whatever a file holds, the answer is plain data, or problems that each name the file, soon."""
-    started = time.monotonic()
+    started = time.process_time()
     file = read(content)
-    assert time.monotonic() - started < SECONDS
+    assert time.process_time() - started < SECONDS
     assert all("mix.yaml" in problem for problem in file.problems)
     if file.problems:
         assert not file.tree and not file.locations
