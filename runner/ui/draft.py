@@ -93,7 +93,7 @@ class Draft:
     def with_said(self, path: KeyPath, value: Any) -> Draft:
         """The draft with a value at a key path; with None without it, and the mapping it leaves empty."""
         if value is not None:
-            return self.with_value(path, value)
+            return self if is_same(self.value(path), value) else self.with_value(path, value)
         draft = self.without(path)
         is_left = len(path) < 2 or draft.value(path[:-1]) != {}
         return draft if is_left else draft.without(path[:-1])
@@ -152,7 +152,7 @@ class Draft:
         left = draft.value(path)
         if isinstance(left, Mapping) and set(left) == {"default"}:
             return draft.with_value(path, left["default"])
-        return draft.without(path) if not left else draft
+        return draft if left else draft.with_said(path, None)
 
     def with_curve(
         self, path: KeyPath, component: str, blocks: Sequence[str], values: Sequence[float], default: float
@@ -183,6 +183,11 @@ class Draft:
         """The draft with block weights as people paste them: a line of numbers, or the name of a preset."""
         said: dict[str, Any] = {"mbw": text.strip()}
         return self.with_value(path, said if base is None else {**said, "base": base})
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Equal, and of one type: true is not 1."""
+    return type(one) is type(other) and one == other
 
 
 def no_role(name: str) -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from runner.errors import KeyPath
+from runner.errors import KeyPath, is_unprintable
 from runner.formats import FORMATS
+from runner.imports.recipe_text import yaml_value
 from runner.methods import METHODS, Method
 from runner.recipe.parse import FORCE
 from runner.recipe.structure import (
@@ -28,6 +29,7 @@ from runner.recipe.structure import (
     Recipe,
 )
 from runner.tensors import OUTPUT_DTYPES
+from runner.ui.draft import is_same
 
 Choices = tuple[tuple[str, str | bool], ...]
 Kind = Literal["text", "whole number", "list"]
@@ -68,11 +70,16 @@ class Field:
             int(text) if self.kind == "whole number" and re.fullmatch(r"\d{1,20}", text, re.ASCII) else text
         )
 
+    def can_be_typed(self, value: object) -> bool:
+        """Whether a line can show a value and change it without losing anything of it."""
+        text = shown(value)
+        return not any(map(is_unprintable, text)) and is_same(self.read(text), value)
+
 
 def shown(value: object) -> str:
-    """A value as it is typed."""
-    if isinstance(value, bool):
-        return str(value).lower()
+    """A value as it is typed; a mapping as a recipe has it on a line."""
+    if isinstance(value, (bool, Mapping)):
+        return yaml_value(value)
     return " ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
 
 

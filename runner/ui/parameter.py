@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from textual import on
@@ -18,7 +18,7 @@ from runner.ui.draft import Draft
 from runner.ui.fields import shown
 from runner.ui.messages import Changed
 from runner.ui.numbers import read_number, summary
-from runner.ui.rows import more, row
+from runner.ui.rows import Line, Words, more, row
 
 
 def is_varied(draft: Draft, path: KeyPath) -> bool:
@@ -50,14 +50,14 @@ class ParameterRow(Vertical):
         said = "must be given" if default is None else f"default {_word(default)}"
         if parameter.choices:
             words = [(_word(choice), choice) for choice in parameter.choices]
-            yield row(Label(name), Select(words, id=f"choice-{name}", prompt=f"({said})", compact=True))
+            yield row(Label(name), Words(words, f"choice-{name}", said))
             return
         if self.is_varied:
             curve = Static("", id=f"curve-{name}", classes="curve", markup=False)
             yield row(Label(name), curve, more(f"places-{name}"))
         else:
             bar = Bar(self._number or 0.0, parameter.range, id=f"bar-{name}")
-            line = Input(id=f"number-{name}", classes="number")
+            line = Line(id=f"number-{name}", classes="number")
             yield row(Label(name), bar, line, more(f"places-{name}"))
         self.may_be = f"{parameter.range or 'any number'}; {said}"
         yield Static(self.may_be, classes="meaning", markup=False)
@@ -71,44 +71,46 @@ class ParameterRow(Vertical):
         return None
 
     def show(self, draft: Draft, checked: Checked) -> None:
-        """Shows what a draft says; a line that has the keyboard is left alone."""
+        """Shows what a draft says."""
         self.draft = draft
         value = draft.value(self.path)
         if self.parameter.choices:
-            chosen = value if value in self.parameter.choices else Select.NULL
-            self.query_one(Select).value = chosen
+            self.query_one(Words).show(value)
         elif self.is_varied:
             found = checked.curves.get(self.path)
             self.query_one(".curve", Static).update(summary(value, found[2] if found else ()))
         else:
-            number, line = self._number, self.query_one(Input)
-            self.query_one(Bar).value = number or 0.0
-            if not line.has_focus:
-                line.value = "" if number is None else f"{number:g}"
+            self.query_one(Bar).value = self._number or 0.0
+            text = escape(shown(self.parameter.default if value is None else value))
+            if self.query_one(Line).show(value, text):
+                self._mark(text)
+
+    def _mark(self, text: str) -> bool:
+        """Whether a text in the line is a number or nothing; marks it and says so if not."""
+        is_wrong = bool(text) and read_number(text) is None
+        self.query_one(Line).set_class(is_wrong, "-invalid")
+        said = f"✗ {escape(text)} is no number" if is_wrong else self.may_be
+        self.query_one(".meaning", Static).update(said)
+        return not is_wrong
 
     @on(Bar.Changed)
     def _moved(self, event: Bar.Changed) -> None:
-        self._say(read_number(repr(event.value)))
+        self.post_message(Changed(self._change(read_number(repr(event.value)))))
 
     @on(Input.Changed)
     def _typed(self, event: Input.Changed) -> None:
         text = event.value.strip()
-        number = read_number(text) if text else None
-        is_wrong = bool(text) and number is None
-        event.input.set_class(is_wrong, "-invalid")
-        said = f"✗ {escape(text)} is no number" if is_wrong else self.may_be
-        self.query_one(".meaning", Static).update(said)
-        if not text or number is not None:
-            self._say(number)
+        if self._mark(text):
+            value = read_number(text)
+            self.post_message(self.query_one(Line).typed(value, self._change(value)))
 
     @on(Select.Changed)
     def _selected(self, event: Select.Changed) -> None:
-        self._say(None if event.value is Select.NULL else event.value)
+        self.post_message(Changed(self._change(None if event.value is Select.NULL else event.value)))
 
-    def _say(self, value: Any) -> None:
-        path, before = self.path, self.draft.value(self.path)
-        if before != value or type(before) is not type(value):
-            self.post_message(Changed(lambda draft: draft.with_said(path, value)))
+    def _change(self, value: Any) -> Callable[[Draft], Draft]:
+        path = self.path
+        return lambda draft: draft.with_said(path, value)
 
 
 def _word(value: object) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.text import Text
 from textual import on
@@ -12,9 +12,11 @@ from textual.widget import Widget
 from textual.widgets import Button, Input, Label, Select, Static
 
 from runner.errors import KeyPath, escape
-from runner.ui.draft import Draft
+from runner.ui.draft import Draft, is_same
 from runner.ui.fields import Field, shown
 from runner.ui.messages import Changed
+
+ELSEWHERE = "change it in the text (F3)"
 
 
 def row(*widgets: Widget) -> Horizontal:
@@ -30,6 +32,64 @@ def more(id: str) -> Button:
 def button_row(name: str, id: str, beside: str = "") -> Horizontal:
     """A name and a button that opens something; beside it, if that has an id, one for more."""
     return row(Label(name, markup=False), Button(id=id), *([more(beside)] if beside else []))
+
+
+class Line(Input):
+    """A line to type in. What is typed there stays until the recipe says something else than that."""
+
+    _said: object = None  # what the recipe said when the line showed that or changed it
+
+    def show(self, value: object, text: str) -> bool:
+        """Shows what the recipe says; whether this took the place of what is being typed.
+
+        Args:
+            value: what the recipe says.
+            text: how that is shown.
+        """
+        if self.has_focus and is_same(value, self._said):
+            return False
+        self._said, self.value = value, text
+        return True
+
+    def typed(self, value: object, change: Callable[[Draft], Draft]) -> Changed:
+        """The message that something was typed.
+
+        Args:
+            value: what was typed.
+            change: of the recipe, that makes it say so.
+        """
+
+        def changed(draft: Draft) -> Draft:
+            after = change(draft)
+            # Only now: more may be typed already, and that is not to be replaced by this.
+            self._said = value
+            return after
+
+        return Changed(changed)
+
+
+class Words(Select[str | bool]):
+    """A list of words. If the recipe says something else, that is one of them while it stands."""
+
+    def __init__(self, words: Sequence[tuple[str, str | bool]], id: str, unsaid: str) -> None:
+        """Makes the list.
+
+        Args:
+            words: how each is shown, and what it is.
+            id: of the widget.
+            unsaid: what holds if the recipe says nothing.
+        """
+        super().__init__(words, id=id, prompt=f"({unsaid})", compact=True)
+        self._words, self._other = words, ""
+
+    def show(self, value: object) -> None:
+        """Shows what the recipe says."""
+        known = next((word for _, word in self._words if is_same(word, value)), None)
+        other = "" if value is None or known is not None else f"✗ {escape(shown(value))}"
+        if other != self._other:
+            self.set_options([*self._words, *([(Text(other), other)] if other else [])])
+            self._other = other
+        self.value = other or (Select.NULL if known is None else known)
 
 
 class FieldRow(Vertical):
@@ -58,44 +118,47 @@ class FieldRow(Vertical):
             yield Label(f"  {self.part}" if is_inner else field.name, markup=False)
             if field.choices:
                 unsaid = "as the others" if is_inner else field.unsaid or "not said"
-                yield Select(field.choices, id=id, prompt=f"({unsaid})", compact=True)
+                yield Words(field.choices, id, unsaid)
             else:
-                yield Input(id=id, placeholder=field.unsaid)
+                yield Line(id=id, placeholder=field.unsaid)
             if self.more:
                 yield more(self.more)
-        if field.meaning:
-            yield Static(field.meaning, classes="meaning", markup=False)
+        meaning = Static(field.meaning, classes="meaning", markup=False)
+        meaning.display = bool(field.meaning)
+        yield meaning
 
     def show(self, draft: Draft) -> None:
-        """Shows what a draft says; a line that has the keyboard is left alone."""
+        """Shows what a draft says."""
         value = draft.value(self.path)
         if self.part:
             default = value if self.part == "default" else None
             value = value.get(self.part) if isinstance(value, Mapping) else default
         if self.field.choices:
-            known = [choice for _, choice in self.field.choices]
-            is_known = any(choice == value and type(choice) is type(value) for choice in known)
-            self.query_one(Select).value = value if is_known else Select.NULL
-        elif not (line := self.query_one(Input)).has_focus:
-            line.value = escape(shown(value))
-            line.disabled = "\n" in shown(value)  # several lines: only the text can change them
+            self.query_one(Words).show(value)
+            return
+        line, is_open = self.query_one(Line), self.field.can_be_typed(value)
+        if line.show(value, shown(value) if is_open else escape(shown(value))) and line.disabled is is_open:
+            line.disabled = not is_open
+            meaning, elsewhere = self.query_one(".meaning", Static), "" if is_open else ELSEWHERE
+            meaning.update("; ".join(filter(None, (self.field.meaning, elsewhere))))
+            meaning.display = bool(self.field.meaning or elsewhere)
 
     @on(Select.Changed)
     def _selected(self, event: Select.Changed) -> None:
         event.stop()
-        self._say(None if event.value is Select.NULL else event.value)
+        self.post_message(Changed(self._change(None if event.value is Select.NULL else event.value)))
 
     @on(Input.Changed)
     def _typed(self, event: Input.Changed) -> None:
         event.stop()
-        self._say(self.field.read(event.value))
+        value = self.field.read(event.value)
+        self.post_message(self.query_one(Line).typed(value, self._change(value)))
 
-    def _say(self, value: object) -> None:
+    def _change(self, value: object) -> Callable[[Draft], Draft]:
         path, part = self.path, self.part
         if part:
-            self.post_message(Changed(lambda draft: draft.with_part(path, part, value)))
-        else:
-            self.post_message(Changed(lambda draft: draft.with_said(path, value)))
+            return lambda draft: draft.with_part(path, part, value)
+        return lambda draft: draft.with_said(path, value)
 
 
 class Finer(Vertical):

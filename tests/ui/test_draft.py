@@ -152,3 +152,4 @@ def test_a_dtype_is_one_or_by_component() -> None:
     assert by_component.value(path) == {"default": "bfloat16", "vae": "float32"}
     assert by_component.with_part(path, "vae", None).value(path) == "bfloat16"
     assert one.with_part(path, "default", None).text == draft.text
+    assert draft.with_part(path, "vae", "float32").with_part(path, "vae", None).text == draft.text
