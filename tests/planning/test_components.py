@@ -113,32 +113,32 @@ def recipe(models: Path, a: str, b: str, **more: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
 @pytest.mark.parametrize(
-    ("family", "component"),
-    [("", "vae"), ("", "text_encoder"), ("", "unet"), ("sdxl_", "text_encoder_2"), ("sdxl_", "vae")],
+    ("family", "components"),
+    [("", ["vae", "text_encoder"]), ("", ["unet"]), ("sdxl_", ["text_encoder_2", "vae"])],
 )
 @pytest.mark.parametrize("output", ["diffusers", "checkpoint"])
 def test_a_component_is_the_sources_to_the_bit_in_whatever_form_it_comes(
     form: Callable[[Path, str, str, Path], Path],
     family: str,
-    component: str,
+    components: list[str],
     output: str,
     models: Path,
     plain: Callable[[str, str], Tensors],
     tmp_path: Path,
 ) -> None:
     a, b, c = (f"{family}{name}" for name in ("photo", "anime", "base"))
-    source = form(models, c, component, tmp_path / "component.safetensors")
+    sources = {name: str(form(models, c, name, tmp_path / f"{name}.safetensors")) for name in components}
     tree = recipe(models, a, f"{b}.safetensors", output={"format": output})
-    baked, _ = merge({**tree, "components": {component: str(source)}}, models, tmp_path / "baked")
+    baked, _ = merge({**tree, "components": sources}, models, tmp_path / "baked")
     expected = plain(family, output)
     if output == "checkpoint":
         own = read_once(models / f"{c}.safetensors")
-        prefix = (SDXL_PREFIXES if family else PREFIXES)[component]
+        prefixes = [(SDXL_PREFIXES if family else PREFIXES)[name] for name in components]
     else:
         own = read_once(models / c)
-        prefix = f"{component}/"
-    replaced = {key for key in expected if key.startswith(prefix)}
-    assert replaced
+        prefixes = [f"{name}/" for name in components]
+    assert all(any(key.startswith(prefix) for key in expected) for prefix in prefixes)
+    replaced = {key for key in expected if key.startswith(tuple(prefixes))}
     assert not any(torch.equal(expected[key], own[key]) for key in replaced if expected[key].numel() > 64)
     assert equal(read(baked), {**expected, **{key: own[key] for key in replaced}})
 
