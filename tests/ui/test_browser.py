@@ -64,7 +64,7 @@ def test_a_recipe_is_written_in_a_browser(tmp_path: Path) -> None:
             page.keyboard.press("Control+s")
             wait("save the recipe as")
             page.keyboard.press("Enter")
-            wait("saved")
+            wait("saved recipes/new_mix.yaml")
             path = tmp_path / "recipes" / "new_mix.yaml"
             if picture := os.environ.get("RUNNER_PICTURE"):  # of the README
                 page.wait_for_timeout(3000)
