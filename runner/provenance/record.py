@@ -229,8 +229,6 @@ def _name(file: RecipeFile) -> str:
 
 def _log_digest(path: Path) -> dict[str, Any] | None:
     """The log as it is so far; more may follow."""
-    for handler in logging.getLogger().handlers:
-        handler.flush()
     try:
         content = path.read_bytes()
     except OSError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 from runner.compose import ComposedRecipe
 from runner.errors import IncompatibleError, MismatchError, NumericError, RecipeError, RunnerError
 from runner.methods import METHODS
-from runner.provenance.record import relative
+from runner.provenance.record import RunRecord, relative
 from runner.recipe.canonical import canonical_json, canonical_recipe, recipe_digest
 from runner.recipe.guard import RecipeFile
 from runner.recipe.parse import parse_recipe
@@ -239,6 +240,19 @@ def test_an_interruption_is_recorded(models: Path, monkeypatch: pytest.MonkeyPat
         merged(models, "one", tree())
     error = record(models / "one")["run"]["error"]
     assert error == {"stage": "plan", "exit_code": 130, "message": "interrupted"}
+
+
+def test_a_log_that_goes_nowhere_as_well_does_not_spoil_the_record(tmp_path: Path) -> None:
+    (tmp_path / "run.log").write_text("said")
+    with suppress(OSError), Path("/dev/full").open("w") as full:  # it cannot be closed either
+        full.write("what did not fit")
+        handler = logging.StreamHandler(full)
+        logging.getLogger().addHandler(handler)
+        try:
+            text = RunRecord((), (), tmp_path / "run.log").text()
+        finally:
+            logging.getLogger().removeHandler(handler)
+    assert json.loads(text)["run"]["log"]["bytes"] == 4
 
 
 def test_a_source_that_is_not_the_one_of_the_recipe_is_refused(models: Path) -> None:
