@@ -48,6 +48,18 @@ class Noted:
         """Notes what no policy allows."""
         self.unfit.setdefault(reason, {}).update(dict.fromkeys(keys))
 
+    def add(self, other: Noted) -> None:
+        """Takes over what was noted apart from this."""
+        for reason, keys in other.dropped.items():
+            self.drop(reason, *keys)
+        for reason, keys in other.deviations.items():
+            self.deviate(reason, *keys)
+        for reason, keys in other.unfit.items():
+            self.misfit(reason, *keys)
+        self.lines += other.lines
+        self.example.update(other.example)
+        self.widened.update(other.widened)
+
     def raise_if_unfit(self, given: Collection[str] = ()) -> None:
         """Raises: IncompatibleError that lists everything that does not fit.
 

@@ -15,6 +15,7 @@ from runner.planning.factors import network_metadata
 from runner.planning.jobs import Jobs
 from runner.planning.lora import modules_of
 from runner.planning.marking import marks, predicting, with_header, with_scheduler
+from runner.planning.noted import Noted
 from runner.planning.plan import Job, Plan
 from runner.planning.prediction import Prediction, agreed, disagreeing, said_by
 from runner.planning.taken import taken
@@ -43,24 +44,21 @@ def make_plan(
 def _model_plan(jobs: Jobs, metadata: Mapping[str, str]) -> Plan:
     """The plan of a merge whose result is a model."""
     resolved, noted = jobs.resolved, jobs.noted
-    given = taken(resolved, jobs.nonfinite)
-    job_of = {job.key: job for job in (*map(jobs.job, jobs.keys.of(resolved.merge)), *given.jobs)}
-    arrangement = arrange(resolved, {job.key: job.spec for job in job_of.values()})
-    for found in (arrangement, given):
-        noted.dropped.update(found.dropped)
-        noted.unfit.update(found.unfit)
-    noted.example.update(given.example)
-    noted.widened.update(given.widened)
-    noted.raise_if_unfit(given.unfit)
+    of_components = Noted(resolved)
+    given = taken(resolved, jobs.nonfinite, of_components)
+    job_of = {job.key: job for job in (*map(jobs.job, jobs.keys.of(resolved.merge)), *given)}
+    made = arrange(resolved, {job.key: job.spec for job in job_of.values()}, noted)
+    noted.add(of_components)
+    noted.raise_if_unfit(of_components.unfit)
     result = _predict(jobs, job_of.values())
     said = marks(resolved, result)
     for key in said.removed:
-        arrangement.made.pop(key, None)
+        made.pop(key, None)
         noted.drop(f"left out: the result predicts {result}", key)
     for job in said.added:
-        job_of[job.key], arrangement.made[job.key] = job, whole(job.key, job.spec)
+        job_of[job.key], made[job.key] = job, whole(job.key, job.spec)
     output = resolved.recipe.output
-    specs = {key: made.spec for key, made in arrangement.made.items()}
+    specs = {key: one.spec for key, one in made.items()}
     carrier: Checkpoint | dict[str, bytes] | None = resolved.carrier
     if carrier is None and resolved.output_format == "diffusers":
         carrier = built_in(resolved, specs, result)
@@ -78,7 +76,7 @@ def _model_plan(jobs: Jobs, metadata: Mapping[str, str]) -> Plan:
         job
         for number, file in enumerate(layout.files)
         for key, (offset, _) in file.tensors.items()
-        for job in _placed(job_of, key, arrangement.made[key], number, offset)
+        for job in _placed(job_of, key, made[key], number, offset)
     )
     return _plan(jobs, placed, layout, result)
 

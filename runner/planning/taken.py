@@ -3,39 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from runner.errors import escape
 from runner.models.model import Model, is_known
 from runner.models.quantised import FOR_FP8
 from runner.models.view import INCIDENTAL
+from runner.planning.noted import Noted
 from runner.planning.plan import COPIED, Job, Load
 from runner.resolve.resolved import Resolved
 from runner.tensors import DTYPES, OUTPUT_DTYPES, TensorSpec
 
 
-@dataclass
-class Taken:
-    """What the sources of components give.
-
-    Attributes:
-        jobs: a copy for each tensor.
-        dropped: tensors that are not taken, or that the result does without, by reason.
-        unfit: tensors that are missing or of another shape, by reason.
-        example: of a reason, what is wrong with the first tensor.
-        widened: keys that are stored in scaled fp8 and written in another dtype, the recipe saying none.
-    """
-
-    jobs: list[Job] = field(default_factory=list)
-    dropped: dict[str, dict[str, None]] = field(default_factory=dict)
-    unfit: dict[str, dict[str, None]] = field(default_factory=dict)
-    example: dict[str, str] = field(default_factory=dict)
-    widened: dict[str, None] = field(default_factory=dict)
-
-
-def taken(resolved: Resolved, nonfinite: Iterable[str] = ()) -> Taken:
-    """The components a recipe takes from sources of their own.
+def taken(resolved: Resolved, nonfinite: Iterable[str], noted: Noted) -> list[Job]:
+    """A copy for each tensor of the components that a recipe takes from sources of their own.
 
     A source has to have every tensor that the primary has of the component, in the same shape; what only
     the layout of the primary's file has need not be there.
@@ -43,24 +24,25 @@ def taken(resolved: Resolved, nonfinite: Iterable[str] = ()) -> Taken:
     Args:
         resolved: the recipe.
         nonfinite: patterns of keys that may hold NaN or Inf.
+        noted: is told what is not taken and what does not fit.
     """
-    found = Taken()
+    jobs = []
     for component, model in resolved.components.items():
-        for key, spec in _fitting(found, resolved, component, model).items():
-            found.jobs.append(
+        for key, spec in _fitting(noted, resolved, component, model).items():
+            jobs.append(
                 Job(
                     key=key,
                     place=resolved.places[key],
                     fate=COPIED,
-                    spec=_output_spec(found, resolved, component, key, spec),
+                    spec=_output_spec(noted, resolved, component, key, spec),
                     loads=(Load(model, key),),
                     nonfinite=any(fnmatchcase(key, glob) for glob in nonfinite),
                 )
             )
-    return found
+    return jobs
 
 
-def _fitting(found: Taken, resolved: Resolved, component: str, model: int) -> dict[str, TensorSpec]:
+def _fitting(noted: Noted, resolved: Resolved, component: str, model: int) -> dict[str, TensorSpec]:
     """The tensors of a component that are taken; notes those that do not fit."""
     primary, source = resolved.primary, resolved.models[model]
     ours, theirs = escape(primary.checkpoint.label), escape(source.checkpoint.label)
@@ -71,11 +53,11 @@ def _fitting(found: Taken, resolved: Resolved, component: str, model: int) -> di
     for key, spec in there.items():
         reason = _misfit(spec, wanted.get(key, spec), ours)
         if key not in wanted and not is_known(primary.architecture, key) and (primary.architecture or wanted):
-            found.dropped.setdefault(f"{where}: of no use to {primary.title}", {})[key] = None
+            noted.drop(f"{where}: of no use to {primary.title}", key)
         elif reason is not None:
             what, example = reason
-            found.unfit.setdefault(f"{where}: {what}", {})[key] = None
-            found.example.setdefault(f"{where}: {what}", example)
+            noted.misfit(f"{where}: {what}", key)
+            noted.example.setdefault(f"{where}: {what}", example)
         else:
             fitting[key] = spec
     for key in wanted:
@@ -83,9 +65,9 @@ def _fitting(found: Taken, resolved: Resolved, component: str, model: int) -> di
         if key in there:
             continue
         if key.startswith("model_ema.") or (left is not None and left.kind in INCIDENTAL):
-            found.dropped.setdefault(f"{where}: has none of these, which nothing needs", {})[key] = None
+            noted.drop(f"{where}: has none of these, which nothing needs", key)
         else:
-            found.unfit.setdefault(f"{where}: tensors that {ours} has are missing", {})[key] = None
+            noted.misfit(f"{where}: tensors that {ours} has are missing", key)
     return fitting
 
 
@@ -111,11 +93,11 @@ def _misfit(spec: TensorSpec, wanted: TensorSpec, ours: str) -> tuple[str, str] 
     return None
 
 
-def _output_spec(found: Taken, resolved: Resolved, component: str, key: str, spec: TensorSpec) -> TensorSpec:
+def _output_spec(noted: Noted, resolved: Resolved, component: str, key: str, spec: TensorSpec) -> TensorSpec:
     """As the source has it, unless the recipe says a dtype; scales of fp8 are not written."""
     dtypes = resolved.recipe.output.dtype
     word = dtypes.get(component) or dtypes.get("default")
     if word is None and resolved.models[resolved.components[component]].view.is_scaled(key):
         word = FOR_FP8
-        found.widened[key] = None
+        noted.widened[key] = None
     return TensorSpec(OUTPUT_DTYPES[word], spec.shape) if word and spec.is_float else spec
