@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from runner.errors import KeyPath
-from runner.methods import Method
 from runner.planning.keys import NEVER_MERGED, Keys, policies
 from runner.planning.noted import Noted
 from runner.planning.plan import BUFFER, COPIED, KEPT, Draw, Load, Step, Value
@@ -17,16 +16,11 @@ from runner.weighting.parameter import Weighting
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A load, or a step with its operands."""
+    """A load, or a step with its operands in the place of its arguments."""
 
-    load: Load | None
-    method: Method | None = None
+    load: Load | None = None
+    step: Step | None = None
     operands: tuple[Node, ...] = ()
-    parameters: tuple[tuple[str, Value], ...] = ()
-    path: KeyPath = ()
-    draw: Draw | None = None
-    with_optional: bool = False
-    survey: KeyPath = ()
 
     @property
     def first(self) -> Load:
@@ -115,16 +109,16 @@ class Expression:
         operands.insert(0, primary)
         if not spec.is_float and node.method.reads != "pipeline":
             return self._integer(node, operands)
-        return Node(
-            None,
+        step = Step(
             node.method,
-            tuple(operands),
+            (),
             tuple(sorted(parameters.items())),
             self._firsts.path(node),
             Draw(node.seed, tuple(node.models)) if node.method.draws else None,
             node.method.optional in node.models,
             self._firsts.path(node, whole=True) if node.method.over is not None else (),
         )
+        return Node(step=step, operands=tuple(operands))
 
     def _baked(self, node: BoundMerge, parameters: dict[str, Value]) -> Node | None:
         """The primary's tensor with what the adapters change of it."""
@@ -143,7 +137,8 @@ class Expression:
         # Where the result is factors, of the primary only the headers count.
         operands = loads if node.method.result == "factors" else (primary, *loads)
         numbers = {**parameters, "strength": tuple(one for _, one in used)}
-        return Node(None, node.method, operands, tuple(sorted(numbers.items())), self._firsts.path(node))
+        step = Step(node.method, (), tuple(sorted(numbers.items())), self._firsts.path(node))
+        return Node(step=step, operands=operands)
 
     def _misfit(
         self, merge: BoundMerge, role: str, spec: TensorSpec, operand: Node | None
@@ -247,18 +242,5 @@ def flatten(root: Node) -> tuple[tuple[Load, ...], tuple[Step, ...]]:
     def slot(node: Node) -> int:
         return loads[node.load] if node.load is not None else len(loads) + order[node]
 
-    steps = []
-    for node in order:
-        assert node.method is not None  # it is no load
-        steps.append(
-            Step(
-                node.method,
-                tuple(map(slot, node.operands)),
-                node.parameters,
-                node.path,
-                node.draw,
-                node.with_optional,
-                node.survey,
-            )
-        )
-    return tuple(loads), tuple(steps)
+    steps = ((node.step, tuple(map(slot, node.operands))) for node in order)
+    return tuple(loads), tuple(replace(step, arguments=slots) for step, slots in steps if step is not None)
