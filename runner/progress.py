@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -63,15 +64,11 @@ def _bar(total: int, what: str, things: str | None) -> Iterator[Callable[[int], 
     )
     bar = Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
     task = bar.add_task(what, total=total)
-    drawn = -1.0
+    is_due = _every(COUNT_SECONDS)  # to draw it takes longer than to read a header
 
     def advance(count: int) -> None:
-        nonlocal drawn
-        now = time.monotonic()
-        is_due = now - drawn >= COUNT_SECONDS  # to draw it takes longer than to read a header
-        drawn = now if is_due else drawn
         with suppress(OSError, ValueError):  # a terminal that is gone
-            bar.update(task, advance=count, refresh=is_due)
+            bar.update(task, advance=count, refresh=is_due())
 
     with suppress(OSError, ValueError):
         bar.start()
@@ -82,15 +79,28 @@ def _bar(total: int, what: str, things: str | None) -> Iterator[Callable[[int], 
             bar.stop()
 
 
+def _every(seconds: float, last: float = -math.inf) -> Callable[[], bool]:
+    """Whether that many seconds have passed since it last was true, or since a moment."""
+
+    def is_due() -> bool:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < seconds:
+            return False
+        last = now
+        return True
+
+    return is_due
+
+
 def _counts(total: int, what: str) -> Callable[[int], None]:
     """For programs: a line with plain numbers on stderr, ten times a second at most."""
-    done, said = 0, -1.0
+    done, is_due = 0, _every(COUNT_SECONDS)
 
     def advance(count: int) -> None:
-        nonlocal done, said
+        nonlocal done
         done += count
-        if (now := time.monotonic()) - said >= COUNT_SECONDS or done >= total:
-            said = now
+        if is_due() or done >= total:
             with suppress(OSError, ValueError):
                 print(f"progress {done} of {total}: {what}", file=sys.stderr, flush=True)
 
@@ -98,17 +108,15 @@ def _counts(total: int, what: str) -> Callable[[int], None]:
 
 
 def _lines(total: int, what: str, things: str | None) -> Callable[[int], None]:
-    started = said = time.monotonic()
-    done = 0
+    started = time.monotonic()
+    done, is_due = 0, _every(QUIET_SECONDS, started)
 
     def advance(count: int) -> None:
-        nonlocal done, said
+        nonlocal done
         done += count
-        now = time.monotonic()
-        if now - said < QUIET_SECONDS or not done:
+        if not done or not is_due():
             return
-        said = now
-        rate = done / (now - started)
+        rate = done / (time.monotonic() - started)
         left = (total - done) / rate
         if things:
             log.info("%s: %d of %d %s, %.0f s left", what, done, total, things, left)
