@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner.disk.cachefile import DIGESTS
 from runner.errors import UsageError, nearest, quote
-from runner.place import Devices
+from runner.place import Devices, processors
 from runner.publish.target import HUB, INVOKEAI, TARGETS, Target
 from runner.recipe.parse import parse_size
 from runner.tensors import SUM_ELEMENTS
@@ -153,6 +153,11 @@ class Settings:
         from runner.library.lookup import Library  # here: the schema is read for --help too
 
         return Library((self.models_dir, *self.model_folders), self.cache_dir)
+
+    @property
+    def workers(self) -> int:
+        """How many may work on the host: what is said, or one for each processor."""
+        return self.threads or processors()
 
     @property
     def offline(self) -> bool:

@@ -95,7 +95,7 @@ def _matches(one: Found, pattern: str) -> bool:
 
 def _entries(found: Sequence[Found], library: Library, settings: Settings) -> list[Entry]:
     with progress(len(found), "headers", settings.progress, "models") as advance:
-        return library.entries(found, advance, settings.threads or processors())
+        return library.entries(found, advance, settings.workers)
 
 
 def _files(entry: Entry) -> Iterable[InputFile]:

@@ -18,7 +18,6 @@ from runner.digests import InputDigests, remembered
 from runner.earlier import Finished, finished, finished_output
 from runner.errors import KeyPath, Location, OutputError, RunnerError, quote
 from runner.locking import Held, held, lock_here, locked_output, with_digests, write_lock
-from runner.place import processors
 from runner.planning.plan import Plan
 from runner.progress import progress, say
 from runner.provenance.origins import plan_with_origins
@@ -202,7 +201,7 @@ def _finished(
     Raises:
         MismatchError: it is not what the recipe or its lock says.
     """
-    memory, threads = settings.digest_memory, settings.threads or processors()
+    memory, threads = settings.digest_memory, settings.workers
     with record.stage("earlier"):
         found = finished(plan, record, folder, output_dir, memory, threads)
     if found is None:
@@ -233,7 +232,7 @@ def _write_lock(
     Raises:
         MismatchError: a model is not what the recipe or the lock says.
     """
-    files, threads = plan.resolved.files, settings.threads or processors()
+    files, threads = plan.resolved.files, settings.workers
     total = sum(file.identity.size for file in files)
     with (
         record.stage("digest"),

@@ -64,6 +64,11 @@ class Architecture:
     parts: tuple[str, ...] = ()
 
     @property
+    def components(self) -> tuple[str, ...]:
+        """The components that have names here, the main one first."""
+        return (self.main, *self.outside)
+
+    @property
     def depth(self) -> tuple[str, ...]:
         """The blocks of the main component, in order."""
         beside = {"BASE", *self.outside.values()}

@@ -82,7 +82,7 @@ def reason(architecture: Architecture, layout: str, key: str) -> Left:
         key: as the layout names it.
     """
     component, slash, _ = key.partition("/")
-    if layout == "diffusers" and slash and component not in {architecture.main, *architecture.outside}:
+    if layout == "diffusers" and slash and component not in architecture.components:
         return Left(Kind.COMPONENT, f"single files of {architecture.title} have no such component")
     for kind, pattern in _PATTERNS[layout]:
         if re.fullmatch(pattern, key):

@@ -31,9 +31,7 @@ _PLAIN = re.compile(r"(~/)?[\w./@:%+-]+( [\w./@:%+-]+)*", re.ASCII)
 _KEY = re.compile(r"[\w-]+", re.ASCII)  # part of a key: others are no names for the command line
 _FLAG = ("true", "false")
 _METHODS = tuple(dict.fromkeys(name for name, _ in METHODS))
-_COMPONENTS = tuple(
-    dict.fromkeys(name for found in ARCHITECTURES.values() for name in (found.main, *found.outside))
-)
+_COMPONENTS = tuple(dict.fromkeys(name for found in ARCHITECTURES.values() for name in found.components))
 # The settings that are paths, by the last part of their names.
 _PATHS = {
     name

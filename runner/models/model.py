@@ -153,7 +153,7 @@ def component_names(architecture: Architecture | None, there: Collection[str]) -
         architecture: None if unknown.
         there: components of the models of the merge.
     """
-    tabled = (architecture.main, *architecture.outside) if architecture else ()
+    tabled = architecture.components if architecture else ()
     return sorted({*tabled, *there} - {"other"})
 
 

@@ -18,7 +18,6 @@ from runner.library.facts import BROKEN, Facts
 from runner.library.headers import remembered
 from runner.library.walk import Found
 from runner.methods import Method
-from runner.place import processors
 from runner.tables import size
 from runner.ui.draft import Draft
 
@@ -77,8 +76,7 @@ def reader_of(found: Sequence[Found], settings: Settings) -> list[str] | None:
     unread = sum(remembered(one, library.facts, {}) is None for one in found)
     if unread <= FEW:
         return None
-    processes = settings.threads or processors()
-    words = (processes, settings.cache_dir, *library.folders)
+    words = (settings.workers, settings.cache_dir, *library.folders)
     return [sys.executable, "-m", "runner.library", *map(str, words)]
 
 
