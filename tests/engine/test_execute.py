@@ -21,11 +21,12 @@ from torch import Tensor
 
 from runner.engine import execute as engine
 from runner.engine import reading
-from runner.engine.execute import execute
+from runner.engine.execute import Outcome, execute
 from runner.errors import IncompatibleError, InputError, NumericError, OutOfMemoryError
 from runner.methods import METHODS
 from runner.methods.registry import Weight, method
 from runner.place import RESULTS_PER_WORKER, Devices, Placement, place, working_bytes
+from runner.planning.plan import Plan
 from runner.write import Staging
 from tests.build import SHAPES, data_of, merge, merged, planned, random_tensors, write_in_order, write_models
 
@@ -718,6 +719,19 @@ def test_no_more_is_under_way_than_the_plan_says(
     assert max(in_flight) <= peak
 
 
+def on_a_gpu(
+    plan: Plan, placement: Placement, folder: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> Outcome:
+    """Executes a plan with a GPU that is not there: `run` computes its pieces, not Scratch.run."""
+    monkeypatch.setattr(engine.Scratch, "run", run)
+    monkeypatch.setattr(
+        engine, "torch_device", lambda device: torch.device("cpu" if device == "cpu" else "meta")
+    )
+    folder.mkdir()
+    with Staging(plan.layout, folder / "x") as staging:
+        return execute(plan, placement, staging, lambda count: None)
+
+
 class FailingDevice:
     """A GPU that is the host, and is out of memory for more elements than it has."""
 
@@ -745,16 +759,7 @@ def test_a_gpu_without_memory_gets_halves_and_then_the_host_takes_over(
     placement = place(plan, Devices((0,), {0: 1 << 30}), None, 1, 65536)
     assert isinstance(placement, Placement) and 0 in placement.device_of
     fake = FailingDevice(elements)
-    monkeypatch.setattr(engine.Scratch, "run", lambda scratch, *arguments: fake.run(scratch, *arguments))
-    monkeypatch.setattr(
-        engine,
-        "torch_device",
-        lambda device: torch.device("cpu" if device == "cpu" else "meta"),
-    )
-    out = tmp_path / "gpu"
-    out.mkdir()
-    with Staging(plan.layout, out / "x") as staging:
-        outcome = execute(plan, placement, staging, lambda count: None)
+    outcome = on_a_gpu(plan, placement, tmp_path / "gpu", lambda *given: fake.run(*given), monkeypatch)
     assert outcome.contents == host.contents
     assert bool(outcome.fallbacks) == (elements < 1 << 30)
     assert any("halved" in what for what in outcome.fallbacks) == (elements < 1 << 30)
@@ -774,16 +779,7 @@ def test_a_gpu_that_rounds_otherwise_is_not_used(tmp_path: Path, monkeypatch: py
             out[0] ^= 1
         return moved
 
-    monkeypatch.setattr(engine.Scratch, "run", run)
-    monkeypatch.setattr(
-        engine,
-        "torch_device",
-        lambda device: torch.device("cpu" if device == "cpu" else "meta"),
-    )
-    out = tmp_path / "gpu"
-    out.mkdir()
-    with Staging(plan.layout, out / "x") as staging:
-        outcome = execute(plan, placement, staging, lambda count: None)
+    outcome = on_a_gpu(plan, placement, tmp_path / "gpu", run, monkeypatch)
     assert outcome.contents == host.contents
     assert any("other bytes" in what for what in outcome.fallbacks)
 
