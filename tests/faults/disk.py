@@ -96,6 +96,8 @@ class Disk:
             if name == "fsync":
                 self._note_synced(arguments[0])
                 return None
+            if name == "close":  # before it is: then another thread may get its number
+                self._opened.discard(arguments[0])
             result = real(*arguments, **named)
             self._note(name, arguments, result)
             return result
@@ -121,8 +123,6 @@ class Disk:
         with self._lock:
             if name in ("open", "dup"):
                 self._opened.add(result)
-            elif name == "close":
-                self._opened.discard(arguments[0])
             elif name in CHANGES:
                 status = self._real["fstat"](arguments[0])
                 inode = status.st_dev, status.st_ino
