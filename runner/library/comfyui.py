@@ -10,13 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from runner.disk.files import read_small
-from runner.errors import InputError, escape
+from runner.library.programs import read_settings
 
 EXTRA_PATHS = "extra_model_paths.yaml"
-MAX_BYTES = 1 << 16
 # Kinds of its folders, and the names of the folders; the other kinds are not merged.
 _KINDS = ("checkpoints", "loras", "vae", "diffusion_models", "unet", "text_encoders", "clip", "diffusers")
 
@@ -49,17 +45,7 @@ def extra_folders(path: Path, kinds: Sequence[str] = _KINDS) -> tuple[Path, ...]
     Raises:
         InputError: it cannot be read, or is something else.
     """
-    label = path.name
-    content = read_small(path, label, MAX_BYTES)
-    try:
-        tree = yaml.safe_load(content.decode())
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{escape(label)}: not YAML: {escape(reason)}") from error
-    if tree is None:
-        return ()
-    if not isinstance(tree, Mapping):
-        raise InputError(f"{escape(label)}: expected groups of folders, found {type(tree).__name__}")
+    tree = read_settings(path, "groups of folders")
     here = path.resolve().parent
     found = [
         folder for group in tree.values() if isinstance(group, Mapping) for folder in _of(group, here, kinds)

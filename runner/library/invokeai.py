@@ -1,6 +1,7 @@
-"""The names InvokeAI has for models: read from its database, without writing a byte beside it.
+"""Where InvokeAI keeps models, and its names for them: read from its database, not a byte written beside it.
 
-Source: InvokeAI, services/shared/sqlite_migrator/migrations (table models since version 4).
+Source: InvokeAI, services/config/config_default.py (models_dir and db_dir, from the root on) and
+services/shared/sqlite_migrator/migrations (table models since version 4).
 """
 
 from __future__ import annotations
@@ -13,9 +14,31 @@ from typing import Any
 from urllib.parse import quote as url_quote
 
 from runner.errors import InputError, escape
+from runner.library.programs import read_settings
 
+SETTINGS, _DATABASE = "invokeai.yaml", "invokeai.db"
 MAX_MODELS = 100_000
 MAX_STEPS = 5_000_000  # of SQLite's machine; a table that is a program of its own is given up
+
+
+def is_invokeai(root: Path) -> bool:
+    """Whether a folder is InvokeAI's root."""
+    return (root / SETTINGS).is_file() or (root / "databases" / _DATABASE).is_file()
+
+
+def invokeai_places(root: Path) -> tuple[Path, Path]:
+    """The database, and the folder of models, as the settings in InvokeAI's root say.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    path = root / SETTINGS
+    stated = read_settings(path, "settings by name") if path.exists() else {}
+    databases, models = stated.get("db_dir"), stated.get("models_dir")
+    return (
+        root / (databases if isinstance(databases, str) else "databases") / _DATABASE,
+        root / (models if isinstance(models, str) else "models"),
+    )
 
 
 def invokeai_names(database: Path, models: Path) -> dict[Path, str]:

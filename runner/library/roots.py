@@ -9,11 +9,10 @@ from pathlib import Path
 
 from runner.errors import InputError, escape
 from runner.library.comfyui import EXTRA_PATHS, comfyui_folders, extra_folders
-from runner.library.invokeai import invokeai_names
+from runner.library.invokeai import invokeai_names, invokeai_places, is_invokeai
 
 # Below the root of A1111's web UI and of Forge. Their other folders hold no models that are merged.
 _A1111 = ("Stable-diffusion", "Lora", "LyCORIS", "VAE", "text_encoder")
-_DATABASE = Path("databases", "invokeai.db")
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def root_of(path: Path) -> Root:
             return Root("A1111", path, tuple(models / name for name in _A1111))
         if EXTRA_PATHS in inside or (models / "checkpoints").is_dir():
             return _comfyui(path)
-        if (path / _DATABASE).is_file():
+        if is_invokeai(path):
             return _invokeai(path)
     except InputError as error:
         return Root("ComfyUI's paths", path, (), problems=(error.message,))
@@ -78,7 +77,8 @@ def _invokeai(path: Path) -> Root:
     """InvokeAI's root: its folder of models, and models elsewhere that its database knows."""
     models = path / "models"
     try:
-        names = invokeai_names(path / _DATABASE, models)
+        database, models = invokeai_places(path)
+        names = invokeai_names(database, models)
     except InputError as error:
         return Root("InvokeAI", path, (models,), problems=(error.message,))
     outside = (place for place in names if not place.is_relative_to(models.resolve()))

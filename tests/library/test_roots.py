@@ -96,6 +96,21 @@ def test_invokeais_models_have_the_names_of_its_database(tmp_path: Path) -> None
     assert names(root) == ["loose", "Photo Real v2", "In Place", "Gone"]
 
 
+def test_invokeais_folders_are_where_its_settings_say(tmp_path: Path) -> None:
+    root = tmp_path / "invokeai"
+    database = invokeai(root, {"Photo Real v2": "0b1c/file.safetensors"})
+    database.parent.rename(root / "data")
+    write(tmp_path / "large disk" / "0b1c" / "file.safetensors")
+    write(tmp_path / "large disk" / "loose.safetensors")
+    settings = root / "invokeai.yaml"
+    settings.write_text(f"schema_version: 4.0.3\ndb_dir: data\nmodels_dir: {tmp_path}/large disk\n")
+    assert root_of(root).title == "InvokeAI"
+    assert names(root) == ["loose", "Photo Real v2"]
+    settings.write_text("models_dir: [")
+    (problem,) = root_of(root).problems
+    assert problem.startswith("invokeai.yaml: not YAML")
+
+
 @pytest.mark.parametrize("journal", ["DELETE", "WAL"])
 def test_the_database_is_read_without_writing_beside_it(journal: str, tmp_path: Path) -> None:
     database = invokeai(tmp_path, {"x": "x.safetensors"}, journal)
