@@ -14,15 +14,15 @@ from textual.timer import Timer
 from textual.widgets import Footer, Static, TextArea
 
 from runner.config import Settings
-from runner.errors import KeyPath, RunnerError, UsageError
+from runner.errors import KeyPath, OutputError, RunnerError, UsageError
 from runner.ui import asked, store
 from runner.ui.check import Checked, Problem, check
 from runner.ui.choices import Choice, found_models, looked_at, named, read_apart, reader_of
 from runner.ui.draft import Draft, no_role
 from runner.ui.form import Form
 from runner.ui.help import HELP
+from runner.ui.kept import Kept
 from runner.ui.messages import Asked, Changed, Moved
-from runner.ui.opened import Opened
 from runner.ui.panes import Panes
 from runner.ui.picker import Notice, Picker, Question
 from runner.ui.running import Run
@@ -74,12 +74,14 @@ class Compose(App[None]):
         """
         super().__init__()
         self.settings, self.overrides, self.confined = settings, tuple(overrides), confined
-        self.opened = Opened(stored)
+        self.kept = Kept(settings.cache_dir / "drafts")
+        self.opened = self.kept.reopen(stored)
         self.at: KeyPath = ()
         self.checked = Checked("")
         self.models: list[Choice] = []
         self.files = Watch(settings.models_dir)
         self._page: asked.Page | None = None
+        self._warned = False  # that what is not saved cannot be kept
         self._waiting: Timer | None = None
 
     def compose(self) -> ComposeResult:
@@ -91,6 +93,7 @@ class Compose(App[None]):
     async def on_mount(self) -> None:
         """Shows the recipe and begins to look for models."""
         await self._show()
+        self._say_what_is_back()
         self.action_go("form")
         self._check()
         self.action_look()
@@ -102,7 +105,8 @@ class Compose(App[None]):
         return self.opened.draft
 
     async def _show(self) -> None:
-        """Brings form, text and title up to the draft."""
+        """Brings form, text, title and what is kept of it up to the draft."""
+        self._keep()
         if self.at not in self.draft.merges():
             self.at = ()
         text = self.query_one("#text", RecipeText)
@@ -112,6 +116,21 @@ class Compose(App[None]):
         mark = "" if self.opened.is_saved else "● not saved: "
         self.query_one("#top", Static).update(f"{mark}{store.shown(self.opened.stored.path)}")
         await self.query_one("#form", Form).show(self.draft, self.at, self.checked, self.files.gone)
+
+    def _keep(self) -> None:
+        try:
+            self.kept.keep(self.opened)
+            self._warned = False
+        except OutputError as error:
+            if not self._warned:
+                self._warned = True
+                self.notify(str(error), title="unsaved text is not kept", severity="warning", markup=False)
+
+    def _say_what_is_back(self) -> None:
+        """Says so if what another form had not saved is here again."""
+        if not self.opened.can_be_left:
+            text = f"what was not saved of {self.draft.name} is here again; Ctrl+Z takes it away"
+            self.notify(text, timeout=15, markup=False)
 
     async def change(self, change: Callable[[Draft], Draft]) -> bool:
         """Changes the draft; says why if that cannot be."""
@@ -288,10 +307,11 @@ class Compose(App[None]):
         except RunnerError as error:
             self.notify(str(error), severity="error", markup=False)
             return
-        self.opened = Opened(found or store.fresh())
+        self.opened = self.kept.reopen(found or store.fresh())
         self.at = ()
         self._check()
         await self._show()
+        self._say_what_is_back()
         self.action_go("form")
 
     @work
@@ -300,6 +320,7 @@ class Compose(App[None]):
         if isinstance(self.screen, Run):
             await self.screen.end()
         if self.opened.can_be_left or await self._gives_up():
+            self.kept.drop()
             self.exit()
 
     async def _gives_up(self) -> bool:

@@ -3,7 +3,7 @@
 HELP = """\
 The form on the left changes the text on the right, and the other way round. Whatever you change is \
 checked at once, from the headers of the models: below the text stands what is wrong, or what would be \
-done. Nothing is written before you save, nothing merged before you run.
+done. No recipe is written before you save, nothing merged before you run.
 
   Tab, Shift+Tab  the next field
   Enter           choose, open, press

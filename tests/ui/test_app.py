@@ -453,3 +453,19 @@ def test_what_is_not_saved_is_asked_for_before_leaving(cache: Path) -> None:
             await until(pilot, lambda: not app.is_running or app._exit)
 
     drive(steps())
+
+
+def test_a_copy_that_cannot_be_kept_is_said_once_and_the_form_goes_on(folder: Path) -> None:
+    (folder / "cache").mkdir()
+    (folder / "cache" / "drafts").touch()
+
+    async def steps() -> None:
+        app = composer(folder / "cache")
+        async with app.run_test(size=(80, 24)) as pilot:
+            app.action_go("text")
+            await pilot.press("#", "x")
+            await until(pilot, lambda: app.draft.text.startswith("#x"))
+            (said,) = [one for one in app._notifications if one.title == "unsaved text is not kept"]
+            assert "drafts" in said.message
+
+    drive(steps())

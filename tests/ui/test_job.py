@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
+import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from runner.ui.job import for_runs
 from runner.ui.running import command
 from tests.command import python, run
 
+CTRL_Q, F3 = b"\x11", b"\x1bOR"
 WITHOUT = """
 import sys
 sys.modules["textual"] = None
@@ -48,37 +52,93 @@ def test_what_cannot_be_shown_is_said(argument: str, said: str, tmp_path: Path) 
     assert done.returncode == 2 and said in done.stderr
 
 
-def test_in_a_terminal_the_form_comes_and_goes(tmp_path: Path) -> None:
+class Terminal:
+    """A form in a terminal of its own."""
+
+    def __init__(self, folder: Path, columns: int = 100) -> None:
+        self._ours, theirs = pty.openpty()
+        self._end = time.monotonic() + 90
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "runner", "job=compose", "recipe=mine"],
+            cwd=folder,
+            env={**os.environ, "TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": "30"},
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(theirs)
+
+    def wait(self, words: bytes) -> None:
+        """Until it has shown some words."""
+        shown = b""
+        while words not in shown:
+            assert time.monotonic() < self._end, shown
+            shown += os.read(self._ours, 1 << 16)
+
+    def press(self, keys: bytes) -> None:
+        os.write(self._ours, keys)
+
+    def leave(self) -> int:
+        """Its exit code, once it has ended."""
+        while self.process.poll() is None:
+            assert time.monotonic() < self._end
+            try:
+                os.read(self._ours, 1 << 16)
+            except OSError:  # the terminal is closed
+                break
+        return self.process.wait(60)
+
+    def close(self) -> None:
+        """Closes the window: what runs in it is told so."""
+        os.close(self._ours)
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """A folder with a recipe."""
     pytest.importorskip("textual", reason="NOT TESTED: the composer; pip install 'runner[ui]'")
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "mine.yaml").write_text("method: copy\nmodels: {a: demo:photo}\n")
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "runner", "job=compose", "recipe=mine"],
-        cwd=tmp_path,
-        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"},
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-    )
-    os.close(theirs)
+    return tmp_path
+
+
+def test_in_a_terminal_the_form_comes_and_goes(mine: Path) -> None:
+    form = Terminal(mine)
     try:
-        shown, end = b"", time.monotonic() + 90
-        while b"demo:photo" not in shown:
-            assert time.monotonic() < end, shown
-            shown += os.read(ours, 1 << 16)
-        os.write(ours, b"\x11")  # Ctrl+Q
-        while process.poll() is None:
-            assert time.monotonic() < end
-            try:
-                os.read(ours, 1 << 16)
-            except OSError:  # the terminal is closed
-                break
-        assert process.wait(60) == 0
+        form.wait(b"demo:photo")
+        form.press(CTRL_Q)
+        assert form.leave() == 0
     finally:
-        process.kill()
-        os.close(ours)
-    assert [one.name for one in tmp_path.rglob("*")] == ["recipes", "mine.yaml"]
+        form.process.kill()
+        form.close()
+    assert [one.name for one in mine.rglob("*")] == ["recipes", "mine.yaml"]
+
+
+def test_what_was_not_saved_when_the_window_was_closed_is_there_again(mine: Path, cache: Path) -> None:
+    first = Terminal(mine, columns=60)
+    try:
+        first.wait("plan ✓".encode())
+        first.press(F3)
+        first.wait(b"models:")
+        first.press(b"# more")
+        first.wait(b"not saved")
+        first.close()
+        assert first.process.wait(60) == -signal.SIGHUP
+    finally:
+        first.process.kill()
+    second = Terminal(mine)
+    try:
+        second.wait(b"here again")
+        second.press(CTRL_Q)
+        second.wait(b"without saving")
+        second.press(b"\r")
+        assert second.leave() == 0
+    finally:
+        second.process.kill()
+        second.close()
+    assert not list((cache / "drafts").iterdir())
 
 
 def test_what_the_command_line_said_of_runs_holds_for_those_of_the_form() -> None:
