@@ -6,6 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -36,6 +39,52 @@ def run(folder: Path, *arguments: str, timeout: float = 120, **environment: str)
 def python(folder: Path, code: str, *arguments: str, **environment: str) -> Done:
     """A program of Python's."""
     return process(folder, sys.executable, "-c", code, *arguments, **environment)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended, and the seconds from the first signal it was sent."""
+
+    code: int
+    output: str
+    errors: str
+    seconds: float
+
+
+def interrupt(
+    folder: Path, arguments: Sequence[str], seen: Callable[[], bool], number: int, times: int = 1
+) -> Ended:
+    """Our command, sent a signal as soon as something is seen of it.
+
+    On a busy machine that is seen late: then its code is 0, and there is nothing to be learnt of it.
+    """
+    process = subprocess.Popen(
+        [*RUNNER, *arguments],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        while process.poll() is None and not seen():
+            time.sleep(0.005)
+        started = time.monotonic()
+        for _ in range(times):
+            process.send_signal(number)
+            time.sleep(0.01)
+        output, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    return Ended(process.returncode, output, errors, time.monotonic() - started)
+
+
+def tries(folder: Path) -> Iterator[Path]:
+    """Folders for a few tries of what a busy machine can come too late for."""
+    for number in range(5):
+        (folder / str(number)).mkdir()
+        yield folder / str(number)
 
 
 def bound_by_permissions() -> tuple[str, ...]:

@@ -6,8 +6,7 @@ import csv
 import hashlib
 import json
 import signal
-import subprocess
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from runner.sweep import SweepSummary, as_rows, gather, write_status
 from tests.build import write_models
-from tests.command import RUNNER, Done, run
+from tests.command import Done, interrupt, run, tries
 
 SUMMARY = {"output": "models/x.safetensors", "sha256": "ab" * 32, "moved": {"unet": 0.25}}
 
@@ -153,10 +152,13 @@ def test_a_value_with_commas_and_quotes_is_one_cell(tmp_path: Path) -> None:
     assert rows[0]["recipe.alpha"] == '{default: 0.1, "*.x": 0}'
 
 
+def one_is_done(folder: Path) -> bool:
+    """Whether the first job of a sweep has ended."""
+    return bool(list(folder.glob("runs/sweeps/*/0_*/status.json")))
+
+
 def test_a_sweep_that_was_interrupted_is_continued_where_it_stopped(tmp_path: Path) -> None:
     """Job 5 is equal to job 0; whatever the first command finished stays as it is."""
-    write_models(tmp_path, a=1, b=2)
-    (tmp_path / "models").mkdir()
     arguments = [
         "-m",
         "recipe=weighted_sum",
@@ -165,23 +167,21 @@ def test_a_sweep_that_was_interrupted_is_continued_where_it_stopped(tmp_path: Pa
     ]
     arguments += ["recipe.alpha=0.1,0.2,0.3,0.4,0.5,0.10", "progress=off", "placement=cpu"]
     arguments += ["output_dir=models"]
-    process = subprocess.Popen(
-        [*RUNNER, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    while not list(tmp_path.glob("runs/sweeps/*/0_*/status.json")):
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
-    assert process.returncode == 130
+    for place in tries(tmp_path):
+        write_models(place, a=1, b=2)
+        (place / "models").mkdir()
+        ended = interrupt(place, arguments, partial(one_is_done, place), signal.SIGINT)
+        if ended.code:
+            break
+    assert ended.code == 130
 
-    (folder,) = (tmp_path / "runs" / "sweeps").iterdir()
-    done = {path: path.stat().st_ino for path in tmp_path.glob("models/*/weighted_sum.safetensors")}
+    (folder,) = (place / "runs" / "sweeps").iterdir()
+    done = {path: path.stat().st_ino for path in place.glob("models/*/weighted_sum.safetensors")}
     assert 1 <= len(done) < 6 and not (folder / "sweep.json").exists()
 
-    other = run(tmp_path, *arguments, f"resume={folder}", "recipe.compute_dtype=float64")
+    other = run(place, *arguments, f"resume={folder}", "recipe.compute_dtype=float64")
     assert other.returncode == 2 and "holds a sweep of other jobs" in other.stderr
-    again = run(tmp_path, *arguments, f"resume={folder}", "threads=1")
+    again = run(place, *arguments, f"resume={folder}", "threads=1")
     assert again.returncode == 0, again.stderr
     head = next(line for line in again.stdout.splitlines() if line.startswith("sweep of"))
     assert head == f"sweep of 6 jobs, {len(done) + (len(done) < 6)} there already: {folder}"
@@ -192,9 +192,9 @@ def test_a_sweep_that_was_interrupted_is_continued_where_it_stopped(tmp_path: Pa
     assert len(set(digests)) == 5 and digests[5] == digests[0]
     assert jobs[5]["summary"]["output"] == jobs[0]["summary"]["output"]
     for summary in (job["summary"] for job in jobs):
-        content = (tmp_path / summary["output"]).read_bytes()
+        content = (place / summary["output"]).read_bytes()
         assert hashlib.sha256(content).hexdigest() == summary["sha256"] and summary["moved"]
-    assert [path.name for path in (tmp_path / "runs" / "sweeps").iterdir()] == [folder.name]
+    assert [path.name for path in (place / "runs" / "sweeps").iterdir()] == [folder.name]
 
 
 @pytest.mark.parametrize(
