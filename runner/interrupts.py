@@ -3,7 +3,7 @@
 Python lets an exception fall that is raised where none can be, such as in a finaliser or a callback of its
 import system, and so does code of others that catches everything. So it is raised again while nothing handles
 it. Signals that follow are ignored: they would interrupt the cleaning up. If that takes longer than it may,
-the next one ends the process at once.
+the next one ends the process at once. After a hang-up nobody is left to send one: the process ends by itself.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from runner.errors import Interrupted
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 AGAIN_SECONDS = 0.1
 PATIENCE_SECONDS = 1.0
+HUNG_UP_SECONDS = 10.0
 
 
 class Interrupts:
@@ -26,7 +27,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self._raised: BaseException | None = None
-        self._first = 0.0
+        self._first, self._hung_up = 0.0, False
         for number in STOPS:
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup means it
                 signal.signal(number, self._end)
@@ -35,7 +36,7 @@ class Interrupts:
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         if self._raised is None:
-            self._first = time.monotonic()
+            self._first, self._hung_up = time.monotonic(), number == signal.SIGHUP
             self._raised = KeyboardInterrupt() if number == signal.SIGINT else Interrupted(number)
             signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS, AGAIN_SECONDS)
             raise self._raised
@@ -43,6 +44,8 @@ class Interrupts:
             os._exit(128 + number)
 
     def _again(self, number: int, frame: FrameType | None) -> None:
+        if self._hung_up and time.monotonic() > self._first + HUNG_UP_SECONDS:
+            os._exit(128 + signal.SIGHUP)
         if self._raised is not None and interruption_in(sys.exc_info()[1]) is None:
             raise self._raised
 

@@ -38,6 +38,18 @@ except Interrupted:
     assert ended(code) == (130, "still here\n", "")
 
 
+def test_after_a_hang_up_the_process_ends_even_if_its_cleaning_up_never_does() -> None:
+    code = """
+interrupts.HUNG_UP_SECONDS = 0.3
+try:
+    send(signal.SIGHUP)
+finally:
+    print("cleaning up", flush=True)
+    threading.Event().wait(60)
+"""
+    assert ended(code) == (129, "cleaning up\n", "")
+
+
 FALLS = {
     "in a finaliser": """
 class Last:

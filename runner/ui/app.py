@@ -45,9 +45,9 @@ class Compose(App[None]):
     ]
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1", "help", "help"),
-        Binding("f2", "go('form')", "form"),
-        Binding("f3", "go('text')", "text"),
-        Binding("f4", "go('plan')", "plan"),
+        Binding("f2", "go('form')", "form", priority=True),
+        Binding("f3", "go('text')", "text", priority=True),
+        Binding("f4", "go('plan')", "plan", priority=True),
         Binding("ctrl+s", "save", "save"),
         Binding("ctrl+r", "run", "run"),
         Binding("ctrl+o", "open", "open"),
@@ -95,7 +95,6 @@ class Compose(App[None]):
         await self._show()
         self._say_what_is_back()
         self.action_go("form")
-        self._check()
         self.action_look()
         self.set_interval(LOOK, self._look_at_files)
 
@@ -171,9 +170,12 @@ class Compose(App[None]):
     @work(exclusive=True, group="look")
     async def action_look(self) -> None:
         """Looks which models there are, then what they are."""
+        self._check_soon()
         try:
             found = await asyncio.to_thread(found_models, self.settings)
-            self._found(named(found, self.settings))
+            choices = named(found, self.settings)
+            self.files.known |= {choice.source: one.path for choice, one in zip(choices, found, strict=True)}
+            self._found(choices)
             if command := await asyncio.to_thread(reader_of, found, self.settings):
                 await read_apart(command)
             self._found(await asyncio.to_thread(looked_at, found, self.settings))
@@ -187,8 +189,8 @@ class Compose(App[None]):
             page.screen.set_rows(page.rows(models))
 
     async def _look_at_files(self) -> None:
-        """Notices models that vanish, or come back, while the form is open."""
-        if self.files.look(self.draft, {choice.source for choice in self.models}):
+        """Notices models that vanish, come back or change while the form is open."""
+        if self.files.look(self.draft):
             self._check_soon()
             await self._show()
 
@@ -242,6 +244,10 @@ class Compose(App[None]):
         if self.opened.undo():
             self._check_soon()
             await self._show()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool:
+        """Whether a key does something now: between panes nobody goes while something is asked."""
+        return action != "go" or len(self.screen_stack) == 1
 
     def action_go(self, pane: str) -> None:
         """Goes to the form, the text or the plan."""

@@ -105,7 +105,7 @@ class Form(VerticalScroll):
         ]
         for id in (self._last, *empty, "method"):
             if id and self.query(f"#{id}"):
-                self.query_one(f"#{id}").focus()
+                self.screen.set_focus(self.query_one(f"#{id}"))
                 return
 
     def on_descendant_focus(self, event: DescendantFocus) -> None:

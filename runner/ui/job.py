@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.config import Settings
-from runner.errors import UsageError, quote
+from runner.errors import RunnerError, UsageError, quote
 
 _OWN = ("job", "recipe", "source", "progress")  # overrides that are not for the runs
 
@@ -32,6 +33,7 @@ def compose(settings: Settings, overrides: Sequence[str]) -> dict[str, Any]:
             f"job=compose needs {' and '.join(missing).replace('_', '-')}, not installed here",
             hint="pip install 'runner[ui]'",
         )
+    os.environ.pop("HYDRA_FULL_ERROR", None)  # this command's own: the runs of the form show no tracebacks
     if settings.job.browser:
         from runner.ui.server import serve
 
@@ -49,7 +51,11 @@ def compose(settings: Settings, overrides: Sequence[str]) -> dict[str, Any]:
     if not confined and not (sys.stdin.isatty() and sys.stdout.isatty()):
         hint = "job=compose job.browser=true serves it to a browser"
         raise UsageError("job=compose needs a terminal", hint=hint)
-    Compose(replace(settings, progress="off"), stored, for_runs(overrides), confined).run()
+    app = Compose(replace(settings, progress="off"), stored, for_runs(overrides), confined)
+    app.run()
+    if app.return_code:
+        hint = "what was not saved is there again when the recipe is next opened"
+        raise RunnerError("the form ended by a bug in runner, shown above", hint=hint)
     return {}
 
 

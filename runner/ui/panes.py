@@ -43,11 +43,11 @@ class Panes(Vertical):
         if pane == "form":
             self.query_one(Form).enter()
         else:
-            self.query_one(f"#{pane}").focus()
+            self.screen.set_focus(self.query_one(f"#{pane}"))  # at once: keys are on their way to it
 
     @on(Tabs.TabActivated)
-    def _tab(self, event: Tabs.TabActivated) -> None:
-        self._show((event.tab.id or "form-tab").removesuffix("-tab"))
+    def _tab(self) -> None:
+        self._show(self.query_one(Tabs).active.removesuffix("-tab"))  # not the event's: that may be old
 
     def _show(self, pane: str) -> None:
         self.query_one("#panes").set_classes(pane)

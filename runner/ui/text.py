@@ -40,6 +40,8 @@ class RecipeText(TextArea):
 
     def _refresh_size(self) -> None:
         """Makes room for the mistakes behind the lines, so that they can be scrolled to."""
+        if self.cursor_location[0] >= self.document.line_count:  # of a paste that is undone (textual#6686)
+            self.move_cursor(self.document.end)
         super()._refresh_size()
         ends = [self.get_line(at).cell_len for at in self._mistakes if at < self.document.line_count]
         width = max([0, *ends]) + self.gutter_width + 1

@@ -1,44 +1,52 @@
-"""The files that a draft names: whether they are still there."""
+"""The files that a draft names: whether they are still there, and still what they were."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner.recipe.structure import NAMED
 from runner.ui.draft import Draft
 
+_State = tuple[tuple[int, int, int], ...]  # inode, size and time of change of files; none if there is nothing
+
 
 @dataclass
 class Watch:
-    """Notices files that vanish, or come back.
+    """Notices files that vanish, come back, or change.
 
     Attributes:
         models_dir: where their names start.
+        known: where models lie that have been found: other names may lead elsewhere.
         gone: the names of those that were there and are not.
     """
 
     models_dir: Path
+    known: dict[str, Path] = field(default_factory=dict)
     gone: frozenset[str] = frozenset()
-    _there: dict[str, bool] = field(default_factory=dict)
+    _seen: dict[str, _State] = field(default_factory=dict)
 
-    def look(self, draft: Draft, known: Collection[str]) -> bool:
-        """Looks at the files a draft names; whether something changed.
-
-        Args:
-            draft: the recipe.
-            known: models that have been found: others may be names that lead elsewhere.
-        """
-        try:
-            there = {name: (self.models_dir / name).exists() for name in _names(draft)}
-        except (OSError, ValueError):
-            return False
-        changed = any(self._there.get(name, True) != is_there for name, is_there in there.items())
-        missing = (name for name, is_there in there.items() if not is_there)
-        self.gone = frozenset(name for name in missing if name in known or name in self.gone)
-        self._there = there
+    def look(self, draft: Draft) -> bool:
+        """Looks at the files a draft names; whether something changed."""
+        seen = {name: tuple(_state(self.known.get(name, self.models_dir / name))) for name in _names(draft)}
+        changed = any(self._seen.get(name, state) != state for name, state in seen.items())
+        missing = (name for name, state in seen.items() if not state)
+        gone = frozenset(name for name in missing if name in self.known or name in self.gone)
+        changed |= gone != self.gone
+        self._seen, self.gone = seen, gone
         return changed
+
+
+def _state(path: Path) -> Iterator[tuple[int, int, int]]:
+    """What tells whether a model is still the same: of a folder, its files and those of its components."""
+    try:
+        files = [path, *sorted(path.glob("*")), *sorted(path.glob("*/*"))] if path.is_dir() else [path]
+        for file in files:
+            status = file.stat()
+            yield status.st_ino, status.st_size, status.st_mtime_ns
+    except (OSError, ValueError):
+        return
 
 
 def _names(draft: Draft) -> list[str]:

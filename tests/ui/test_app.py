@@ -16,6 +16,7 @@ import pytest
 
 pytest.importorskip("textual", reason="NOT TESTED: the composer; pip install 'runner[ui]'")
 
+from textual import events
 from textual.pilot import Pilot
 from textual.widgets import Button, Input, OptionList, Static, TextArea
 
@@ -305,7 +306,7 @@ def test_changes_that_come_at_once_leave_the_fields_of_the_last(cache: Path) -> 
     drive(steps())
 
 
-def test_a_model_that_vanishes_is_shown_as_gone(cache: Path, folder: Path) -> None:
+def test_a_model_that_vanishes_or_changes_is_noticed(cache: Path, folder: Path) -> None:
     write_models(folder, first=1, second=2)
 
     async def steps() -> None:
@@ -324,6 +325,8 @@ def test_a_model_that_vanishes_is_shown_as_gone(cache: Path, folder: Path) -> No
             write_models(folder, second=2)
             await until(pilot, lambda: "gone" not in app.query_one("#role-b", Button).label.plain)
             await until(pilot, lambda: says(app, "#planned").startswith("✓"))
+            os.truncate(folder / "second.safetensors", 1000)
+            await until(pilot, lambda: "second.safetensors" in says(app, "#mistakes"))
 
     drive(steps())
 
@@ -462,10 +465,50 @@ def test_a_copy_that_cannot_be_kept_is_said_once_and_the_form_goes_on(folder: Pa
     async def steps() -> None:
         app = composer(folder / "cache")
         async with app.run_test(size=(80, 24)) as pilot:
-            app.action_go("text")
-            await pilot.press("#", "x")
+            await checked(pilot, app)
+            await pilot.press("f3", "#", "x")
             await until(pilot, lambda: app.draft.text.startswith("#x"))
             (said,) = [one for one in app._notifications if one.title == "unsaved text is not kept"]
             assert "drafts" in said.message
+
+    drive(steps())
+
+
+def test_keys_that_come_at_once_go_to_the_pane_that_was_asked_for(folder: Path) -> None:
+    async def steps() -> None:
+        app = composer(folder / "cache")
+        async with app.run_test(size=(60, 24)) as pilot:
+            await checked(pilot, app)
+            for key in (
+                "f2",
+                "f3",
+                "f2",
+                "f3",
+                "#",
+                "x",
+                "y",
+            ):  # as a terminal hands them over: without waiting
+                app.post_message(events.Key(key, key if len(key) == 1 else None))
+            await until(pilot, lambda: app.draft.text.startswith("#xy"))
+            await checked(pilot, app)
+            assert app.query_one("#text").display
+
+    drive(steps())
+
+
+def test_the_undoing_of_a_long_paste_leaves_the_form_alive(folder: Path) -> None:
+    """Of the text pane's own undo: https://github.com/Textualize/textual/issues/6686."""
+
+    async def steps() -> None:
+        app = composer(folder / "cache")
+        async with app.run_test(size=(110, 22)) as pilot:
+            await checked(pilot, app)
+            await pilot.press("f3")
+            before = app.draft.text
+            app.post_message(events.Paste("# line\n" * 40))
+            await until(pilot, lambda: app.draft.text.count("\n") > 40)
+            await pilot.pause()
+            await pilot.press("ctrl+z", "up")
+            await until(pilot, lambda: app.draft.text == before)
 
     drive(steps())

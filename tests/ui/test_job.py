@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from runner.ui.job import for_runs
+from runner.errors import UsageError
+from runner.ui.job import compose, for_runs
 from runner.ui.running import command
 from tests.command import python, run
+from tests.ui.settings import settings
 
 CTRL_Q, F3 = b"\x11", b"\x1bOR"
 WITHOUT = """
@@ -139,6 +141,16 @@ def test_what_was_not_saved_when_the_window_was_closed_is_there_again(mine: Path
         second.process.kill()
         second.close()
     assert not list((cache / "drafts").iterdir())
+
+
+def test_the_runs_of_a_form_inherit_no_wish_for_tracebacks(
+    mine: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as the command sets it for itself
+    monkeypatch.chdir(mine)
+    with pytest.raises(UsageError, match="needs a terminal"):
+        compose(settings(cache), [])
+    assert "HYDRA_FULL_ERROR" not in os.environ
 
 
 def test_what_the_command_line_said_of_runs_holds_for_those_of_the_form() -> None:
