@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import re
 import textwrap
+from collections.abc import Iterator
 
 from runner.architectures import ARCHITECTURES
 from runner.errors import UsageError, escape, nearest
@@ -12,6 +14,10 @@ from runner.tables import table
 from runner.weighting.presets import PRESET_NAMES, PRESETS, preset
 
 _OUTSIDE = {"error": "", "ask": "; outside with extrapolate: true", "warn": "; a warning outside"}
+
+_ARGUMENT = re.compile(r" {4}(\w+(?:, \w+)*): (.*)")  # one or several, in a docstring
+_CONTINUED = " " * 8  # how a line that goes on with it begins
+_SUPPLIED = ("random", "part", "measured")  # by the engine
 
 
 def standard() -> list[Method]:
@@ -104,12 +110,26 @@ def details(name: str) -> str:
 def _details(method: Method) -> str:
     compat = f", compat: {method.compat}" if method.compat else ""
     lines = [f"{method.name}({models_of(method)}){compat}", ""]
-    lines += [f"  {line}".rstrip() for line in (inspect.getdoc(method.function) or "").splitlines()]
+    lines += [f"  {line}".rstrip() for line in _explained(method)]
     lines += ["", f"  determinism: {determinism_of(method)}"]
     if method.differs:
         lines.append(f"  differs: {method.differs}")
     lines += [f"  {parameter.name}: {_range(parameter)}" for parameter in method.parameters.values()]
     return "\n".join(lines) + "\n"
+
+
+def _explained(method: Method) -> Iterator[str]:
+    """The lines of its docstring, without the arguments that the engine supplies: no recipe says them."""
+    shown = True
+    for line in (inspect.getdoc(method.function) or "").splitlines():
+        if argument := _ARGUMENT.fullmatch(line):
+            names = [name for name in argument[1].split(", ") if name not in _SUPPLIED]
+            shown = bool(names)
+            line = f"    {', '.join(names)}: {argument[2]}"
+        elif not line.startswith(_CONTINUED):
+            shown = True
+        if shown:
+            yield line
 
 
 def _range(parameter: Parameter) -> str:

@@ -9,6 +9,8 @@ from dataclasses import asdict
 from fnmatch import fnmatchcase
 from typing import Any
 
+from rich.cells import cell_len
+
 from runner.architectures import ARCHITECTURES
 from runner.config import Settings
 from runner.digests import InputDigests
@@ -167,7 +169,7 @@ def _section(title: str, problems: Sequence[str]) -> list[str]:
 def _table(entries: Sequence[Entry], columns: int) -> list[str]:
     rows = [_cells(entry) for entry in entries]
     lines = table([list(_HEAD), *rows], right=(_SIZE,))
-    if max(map(len, lines)) <= columns:
+    if max(map(cell_len, lines)) <= columns:
         return lines
     lines = []
     for name, kind, architecture, stored, dtype, nbytes, digest, folder in rows:

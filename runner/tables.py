@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from rich.cells import cell_len
+
 
 def size(count: int) -> str:
     """Bytes for a person: "2.1 GB" (10⁹)."""
@@ -14,6 +16,15 @@ def size(count: int) -> str:
     return f"{value:.0f} {units[0]}" if units[0] == "B" or value >= 99.5 else f"{value:.1f} {units[0]}"
 
 
+def padded(text: str, width: int, *, right: bool = False) -> str:
+    """A text with blanks after it, or before it, up to a width in cells of a terminal.
+
+    A character takes one of them; Chinese and Japanese ones two, a combining one none.
+    """
+    blanks = " " * (width - cell_len(text))
+    return blanks + text if right else text + blanks
+
+
 def table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> list[str]:
     """Rows as aligned lines, the first row being the head.
 
@@ -22,11 +33,11 @@ def table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> list[str]
         right: columns that are aligned to the right.
     """
     right = set(right)
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
         cells = [
-            cell.rjust(width) if at in right else cell.ljust(width)
+            padded(cell, width, right=at in right)
             for at, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append(("  " + "  ".join(cells)).rstrip())

@@ -18,7 +18,7 @@ from runner.catalogue import (
     standard,
 )
 from runner.errors import Location, UsageError
-from runner.methods import METHODS
+from runner.methods import METHODS, Method
 from runner.recipe.parse import parse_recipe
 from runner.weighting.presets import PRESET_NAMES, preset
 from tests.command import run
@@ -33,6 +33,20 @@ def test_every_method_is_listed_with_all_its_parameters() -> None:
     for method in METHODS.values():
         assert f"{method.name}(" in text
         assert all(parameter in details(method.name) for parameter in method.parameters)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.label)
+def test_of_the_arguments_of_a_method_those_are_explained_that_a_recipe_can_say(method: Method) -> None:
+    can_say = {*method.roles, method.optional, *method.parameters, "models", "loras", "adapters"}
+    for text in details(method.name).split("Args:\n")[1:]:
+        arguments = re.findall(r"^ {6}(\w[\w, ]*): ", text.partition("\n\n")[0], re.MULTILINE)
+        assert arguments and {name for names in arguments for name in names.split(", ")} <= can_say
+
+
+def test_arguments_that_the_engine_supplies_are_left_out_with_all_that_is_said_of_them() -> None:
+    text = details("extract_lora")
+    assert "streams of the merge" not in text and "that the energy gave" not in text
+    assert "a, b: as in cosine_a." in details("cosine_b")
 
 
 def test_the_table_of_the_guide_is_the_generated_one() -> None:

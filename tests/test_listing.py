@@ -75,6 +75,21 @@ def test_a_narrow_terminal_gets_lines_that_fit(
     ]
 
 
+def test_wide_names_fit_the_terminal_by_the_cells_they_take(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "m" / "写真風.safetensors")
+    table = listed(tmp_path / "m", capsys).splitlines()[1:]
+    assert table == [
+        "  name    kind   architecture  format       dtype    size  sha256  in",
+        "  写真風  other                safetensors  F16    6.3 kB",
+    ]
+    monkeypatch.setenv("COLUMNS", "69")
+    assert listed(tmp_path / "m", capsys).splitlines()[1:] == table
+    monkeypatch.setenv("COLUMNS", "68")
+    assert listed(tmp_path / "m", capsys).splitlines()[1] == "  写真風"
+
+
 @pytest.mark.parametrize("pattern", ["any*", "*/Any thing.safetensors", "ANY THING", "*.safetensors"])
 def test_a_glob_picks_by_name_or_path(pattern: str, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = listed(models, capsys, match=pattern)

@@ -16,9 +16,17 @@ from runner.demo.models import DEMO_LORA, DEMO_MODELS
 from runner.formats import FORMATS
 from runner.formats.component_files import INDEX
 from runner.library.hub import is_model_file
-from runner.methods import METHODS, Parameter, find_method
+from runner.methods import METHODS, Method, Parameter, find_method
 from runner.publish.target import Target
-from runner.recipe.structure import FLAGS, MERGE_KEYS, OUTPUT_KEYS, RESULT_KEYS, SOURCE_KEYS, WORDS
+from runner.recipe.structure import (
+    FLAGS,
+    MERGE_KEYS,
+    OUTPUT_KEYS,
+    RECIPE_KEYS,
+    RESULT_KEYS,
+    SOURCE_KEYS,
+    WORDS,
+)
 from runner.tensors import OUTPUT_DTYPES
 from runner.weighting.dialects import DIALECTS
 from runner.weighting.pasted import KEYS
@@ -78,7 +86,7 @@ def vocabulary(
         groups: what each group can be, by its name.
         settings: reads them, once models are looked for.
     """
-    recipe = _mapping(tree.get("recipe"))
+    recipe = _fitting(_mapping(tree.get("recipe")))
     said = dict(_said({name: value for name, value in tree.items() if name not in ("recipe", "hydra")}, ""))
     for key in said:
         name = key.rpartition(".")[2]
@@ -89,6 +97,23 @@ def vocabulary(
     for key, words in _of_recipe(recipe, partial(_models, settings)):
         said[key] = words or said.get(key, ())
     return said | groups
+
+
+def _fitting(merge: Mapping[str, Any]) -> dict[str, Any]:
+    """A merge, and those inside it, without parameters that its method does not take."""
+    method = _method_of(merge)
+    taken = (*RECIPE_KEYS, *method.parameters) if method else merge
+    kept = {name: value for name, value in merge.items() if name in taken}
+    if models := _mapping(merge.get("models")):
+        kept["models"] = {
+            role: _fitting(model) if isinstance(model, Mapping) else model for role, model in models.items()
+        }
+    return kept
+
+
+def _method_of(merge: Mapping[str, Any]) -> Method | None:
+    name = str(merge.get("method"))
+    return find_method(name, merge.get("compat")) or find_method(name, None)
 
 
 def _said(tree: Mapping[Any, Any], at: str) -> Iterator[tuple[str, Words]]:
@@ -119,7 +144,7 @@ def _of_merge(merge: Mapping[str, Any], at: str, models: Words) -> Iterator[tupl
     yield from ((f"{at}{key}", _field(key)) for key in MERGE_KEYS if key != "models")
     yield f"{at}method", _METHODS
     yield f"{at}compat", [tool for of, tool in METHODS if of == name and tool]
-    method = find_method(name, merge.get("compat")) or find_method(name, None)
+    method = _method_of(merge)
     asked = (*method.roles, *filter(None, [method.optional])) if method else ()
     for role in dict.fromkeys((*asked, *filter(_KEY.fullmatch, map(str, given)))):
         inside = f"{at}models.{role}"

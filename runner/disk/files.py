@@ -131,8 +131,13 @@ def open_regular(path: Path, label: str) -> int:
 
 def _check_regular(mode: int, label: str) -> None:
     if not stat.S_ISREG(mode):
-        kind = next((name for name, test in _KINDS if test(mode)), "not a file")
-        raise InputError(f"{escape(label)}: expected a regular file, found {kind}", tag="NOT-A-FILE")
+        found = kind_of_file(mode)
+        raise InputError(f"{escape(label)}: expected a regular file, found {found}", tag="NOT-A-FILE")
+
+
+def kind_of_file(mode: int) -> str:
+    """What is no regular file, by its mode: "a folder", "a pipe"."""
+    return next((name for name, test in _KINDS if test(mode)), "not a file")
 
 
 _KINDS = (

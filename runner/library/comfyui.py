@@ -23,7 +23,9 @@ def comfyui_folders(models: Path) -> tuple[Path, ...]:
 
 
 def folder_of_kinds(root: Path, kinds: Sequence[str]) -> Path | None:
-    """The folder that models of a kind go to: the first there is, ComfyUI's own before others.
+    """The folder that models of a kind go to: the first there is.
+
+    Those of groups that are the default come before ComfyUI's own, the others after.
 
     Args:
         root: ComfyUI's folder, or an extra_model_paths.yaml.
@@ -35,30 +37,35 @@ def folder_of_kinds(root: Path, kinds: Sequence[str]) -> Path | None:
     alone = root.is_file()
     own = () if alone else tuple(root / "models" / kind for kind in kinds)
     extra = root if alone else root / EXTRA_PATHS
-    more = extra_folders(extra, kinds) if extra.exists() else ()
-    return next((folder for folder in (*own, *more) if folder.is_dir()), None)
+    before: list[Path] = []
+    after: list[Path] = []
+    for group in _groups(extra) if extra.exists() else ():
+        (before if group.get("is_default") else after).extend(_of(group, extra, kinds))
+    # ComfyUI puts each default one in front of all it has, so the last that it reads is the first.
+    return next((folder for folder in (*reversed(before), *own, *after) if folder.is_dir()), None)
 
 
-def extra_folders(path: Path, kinds: Sequence[str] = _KINDS) -> tuple[Path, ...]:
-    """The folders that an extra_model_paths.yaml names for kinds of models, those that are merged.
+def extra_folders(path: Path) -> tuple[Path, ...]:
+    """The folders that an extra_model_paths.yaml names for models that are merged.
 
     Raises:
         InputError: it cannot be read, or is something else.
     """
+    return tuple(dict.fromkeys(folder for group in _groups(path) for folder in _of(group, path, _KINDS)))
+
+
+def _groups(path: Path) -> list[Mapping[str, Any]]:
     tree = read_settings(path, "groups of folders")
-    here = path.resolve().parent
-    found = [
-        folder for group in tree.values() if isinstance(group, Mapping) for folder in _of(group, here, kinds)
-    ]
-    return tuple(dict.fromkeys(found))
+    return [group for group in tree.values() if isinstance(group, Mapping)]
 
 
-def _of(group: Mapping[str, Any], here: Path, kinds: Sequence[str]) -> Iterator[Path]:
-    """The folders of one group: relative ones start at its base_path, or beside the file."""
-    stated = group.get("base_path")
+def _of(group: Mapping[str, Any], path: Path, kinds: Sequence[str]) -> Iterator[Path]:
+    """The folders of one group in its order: relative ones start at its base_path, or beside the file."""
+    here, stated = path.resolve().parent, group.get("base_path")
     base = here / _expanded(stated) if isinstance(stated, str) and stated.strip() else here
-    for kind in kinds:
-        value = group.get(kind)
+    for kind, value in group.items():
+        if kind not in kinds:
+            continue
         lines = value.splitlines() if isinstance(value, str) else value if isinstance(value, list) else ()
         for line in lines:
             if isinstance(line, str) and line.strip():

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from runner.disk.files import PIECE_BYTES
+from runner.disk.files import PIECE_BYTES, kind_of_file
 from runner.disk.partials import remove, sweep_partials, sync_folder
 from runner.errors import PublishError, quote
 from runner.publish.target import COPIED, DRY_RUN, LINKED, THERE, Model, Target
@@ -47,6 +47,8 @@ def put(model: Model, place: Path, target: Target) -> str:
 def _refused(model: Model, place: Path) -> PublishError:
     if place.is_symlink():
         what, hint = "a symbolic link is there", "remove it"
+    elif not (place.is_file() or place.is_dir()):
+        what, hint = f"{kind_of_file(place.stat().st_mode)} is there", "remove it"
     elif model.folder or place.is_dir():
         what, hint = "another folder or file is there; folders are never replaced", "remove it"
     else:

@@ -135,4 +135,6 @@ def together(errors: list[InputError]) -> InputError:
     if len(errors) == 1:
         return errors[0]
     hint = next((error.hint for error in errors if error.hint), None)
-    return InputError("\n".join(error.message for error in errors), tag=errors[0].tag, hint=hint)
+    tags = {error.tag for error in errors}
+    tag = tags.pop() if len(tags) == 1 else None  # every line is shown under the one tag
+    return InputError("\n".join(error.message for error in errors), tag=tag, hint=hint)

@@ -89,6 +89,15 @@ def test_what_the_recipe_says_is_offered_and_else_the_default() -> None:
     assert offered("recipe.alpha=", {"method": "weighted_sum", "alpha": "${.other}"}) == []
 
 
+def test_parameters_of_a_recipe_that_the_chosen_method_does_not_take_are_not_offered() -> None:
+    inner = {"method": "ties", "density": 0.2, "alpha": {"unet": {"M00": 0.5}}}
+    recipe = {"method": "ties", "alpha": 0.35, "models": {"base": "demo:base", "b": inner}, "seed": 3}
+    assert offered("recipe.alpha", recipe) == offered("recipe.models.b.alpha", recipe) == []
+    assert offered("recipe.models.b.density=", recipe) == ["recipe.models.b.density=0.2"]
+    assert offered("recipe.seed=", recipe) == ["recipe.seed=3"]
+    assert offered("recipe.alp", {"method": "unknown", "alpha": 0.35}) == ["recipe.alpha="]
+
+
 def test_of_several_values_the_last_is_completed() -> None:
     words = offered("recipe.method=slerp,dare_")
     assert words == ["recipe.method=slerp,dare_linear", "recipe.method=slerp,dare_ties"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from runner.imports.job import import_recipe
 from tests.build import write_models
 from tests.command import run
 
@@ -60,6 +61,17 @@ def test_what_was_refused_is_a_warning(folder: Path) -> None:
     assert done.returncode == 0
     assert done.stderr == "runner: warning[W-IMPORT]: 1 part not translated; see the list\n"
     assert done.stdout.splitlines()[1].startswith("  refused")
+
+
+def test_what_became_of_parts_stands_in_columns_however_wide_their_names_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "merge_method: linear\nmodels: [{model: a}, {model: b}]\n写真風: 1\nother: 2\n"
+    (tmp_path / "x.yaml").write_text(text)
+    import_recipe(tmp_path / "x.yaml", tmp_path / "y.yaml", False, tmp_path)
+    _, wide, plain, *_ = capsys.readouterr().out.splitlines()
+    assert wide == f"  refused      写真風{' ' * 6}  is not translated"
+    assert plain == f"  refused      other{' ' * 7}  is not translated"
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,15 @@ def test_an_ambiguous_name_in_a_recipe_is_an_error(tmp_path: Path) -> None:
     assert error.tag == "AMBIGUOUS" and error.exit_code == 4
 
 
+def test_a_missing_model_and_an_ambiguous_name_are_told_under_a_word_true_of_both(tmp_path: Path) -> None:
+    for name in ("x/photo", "y/photo"):
+        write(tmp_path / f"{name}.safetensors")
+    missing, ambiguous, _ = refused(tmp_path, tree("animev3", "photo")).lines()
+    assert missing == "runner: error[E-INPUT]: animev3: no such file"
+    assert ambiguous.startswith('runner: error[E-INPUT]: "photo": 2 models have this name: ')
+    assert refused(tmp_path, tree("animev3", "animev2")).tag == "MISSING"
+
+
 # ---- Digests.
 
 

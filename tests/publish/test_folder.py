@@ -126,6 +126,20 @@ def test_folders_and_links_are_never_replaced(
     assert (ui / "mix" / "mine.txt").read_text() == "mine" and (ui / "other").read_text() == "mine too"
 
 
+@pytest.mark.parametrize("target", [COPY, OVERWRITE])
+def test_what_is_neither_file_nor_folder_is_told_and_never_replaced(
+    target: Target, model: Model, pipeline: Model, ui: Path
+) -> None:
+    place = ui / "mix"
+    os.mkfifo(place)
+    for one in (model, pipeline):
+        with pytest.raises(PublishError) as caught:
+            put(one, place, target)
+        assert caught.value.message == f'"{place}": a pipe is there'
+        assert caught.value.hint == "remove it, or give output.name another name"
+    assert place.is_fifo()
+
+
 def test_a_folder_that_lacks_a_file_or_has_another_is_another_model(pipeline: Model, ui: Path) -> None:
     put(pipeline, ui / "mix", COPY)
     (ui / "mix" / "unet" / "config.json").write_bytes(b"{}")

@@ -88,6 +88,22 @@ def test_the_paths_of_comfyui_are_honoured(tmp_path: Path) -> None:
     assert own == tmp_path / "models" / "checkpoints"
 
 
+def test_default_folders_of_comfyui_come_before_its_own_the_last_first(tmp_path: Path) -> None:
+    for folder in ("models/loras", "models/checkpoints", "fast", "faster", "new", "old"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "extra_model_paths.yaml").write_text(
+        "a:\n  is_default: true\n  checkpoints: |\n    fast\n    faster\n    none\n"
+        "  diffusion_models: new\n  unet: old\n"
+        "b:\n  is_default: false\n  checkpoints: new\n  loras: new\n"
+    )
+    for kind, folder in ((CHECKPOINT, "faster"), (LORA, "models/loras"), (DENOISER, "old")):
+        assert place_of(Target("comfyui", tmp_path), model(kind)).parent == tmp_path / folder
+    (tmp_path / "faster").rmdir()
+    alone = Target("comfyui", tmp_path / "extra_model_paths.yaml")
+    assert place_of(alone, model(CHECKPOINT)).parent == tmp_path / "fast"
+    assert place_of(alone, model(LORA)).parent == tmp_path / "new"
+
+
 def test_a_root_that_is_missing_or_another_programs_is_told(tmp_path: Path) -> None:
     for name, root, words in (
         ("a1111", None, "publish.root=FOLDER is missing"),
