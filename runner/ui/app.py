@@ -108,10 +108,8 @@ class Compose(App[None]):
         self._keep()
         if self.at not in self.draft.merges():
             self.at = ()
-        text = self.query_one("#text", RecipeText)
-        if text.text != self.draft.text:
-            with self.prevent(TextArea.Changed):
-                text.show(self.draft.text)
+        with self.prevent(TextArea.Changed):
+            self.query_one("#text", RecipeText).show(self.draft.text)
         mark = "" if self.opened.is_saved else "● not saved: "
         self.query_one("#top", Static).update(f"{mark}{store.shown(self.opened.stored.path)}")
         await self.query_one("#form", Form).show(self.draft, self.at, self.checked, self.files.gone)
@@ -206,8 +204,9 @@ class Compose(App[None]):
         await self._show()
 
     @on(TextArea.Changed, "#text")
-    async def _written(self, event: TextArea.Changed) -> None:
-        text = event.text_area.text
+    async def _written(self) -> None:
+        area = self.query_one("#text", RecipeText)
+        text = area.told = area.text
         if text != self.draft.text:
             await self.change(lambda draft: draft.with_text(text))
 
@@ -269,7 +268,8 @@ class Compose(App[None]):
         stored = self.opened.stored
         said = self._refusal(stored.path, stored.sha256) if stored.sha256 else ""
         if said or not stored.sha256:
-            question = Question("save the recipe as", self.draft.name, self._save_as, said)
+            name = store.name_for(stored, self.draft.value(("output", "name")))
+            question = Question("save the recipe as", name, self._save_as, said)
             if await self.push_screen_wait(question) is None:
                 return False
         self.notify(f"saved {store.shown(self.opened.stored.path)}", markup=False)
@@ -328,6 +328,10 @@ class Compose(App[None]):
         if self.opened.can_be_left or await self._gives_up():
             self.kept.drop()
             self.exit()
+
+    def action_help_quit(self) -> None:
+        """Says how to leave to who presses Ctrl+C and has nothing chosen that it would copy."""
+        self.notify("Ctrl+Q leaves")
 
     async def _gives_up(self) -> bool:
         text = f"{self.draft.name} is not saved.\n\nEnter: go on without saving    Escape: back"

@@ -91,7 +91,7 @@ class Numbers(ModalScreen[Draft | None]):
                     for part in ("default", *self.place.parts):
                         with Horizontal(classes="part"):
                             yield Label(part)
-                            yield Input(_part(value, part), id=f"part-{part}", placeholder="as default")
+                            yield Input(_part(value, part), id=f"part-{part}", placeholder=_held(value, part))
                 if self.place.blocks:
                     with TabPane("by block", id="blocks"):
                         yield Curve(self.place.blocks, self.place.values, self.parameter.range, id="curve")
@@ -215,6 +215,11 @@ def _part(value: Any, part: str) -> str:
         found = value.get(part)
         return f"{found:g}" if isinstance(found, (int, float)) else ""
     return f"{value:g}" if part == "default" and isinstance(value, (int, float)) else ""
+
+
+def _held(value: Any, part: str) -> str:
+    """What holds for a part that has no number of its own."""
+    return "by block" if isinstance(value, Mapping) and isinstance(value.get(part), Mapping) else "as default"
 
 
 def _pasted(value: Any) -> str:

@@ -21,7 +21,7 @@ class Opened:
 
     def __init__(self, stored: store.Stored) -> None:
         self.stored = stored
-        self.draft = Draft(stored.name, stored.text)
+        self.draft = Draft(stored.name, stored.text if stored.text.strip() else EMPTY)
         self._before: list[Draft] = []
 
     @property

@@ -70,6 +70,12 @@ def fresh(name: str = "") -> Stored:
     return Stored(name or free, own_folder() / f"{name or free}.yaml", EMPTY, "")
 
 
+def name_for(stored: Stored, output: object) -> str:
+    """The name to save a recipe under: its own, or its output's if it is new and nobody gave it one."""
+    is_named = stored.sha256 or not stored.name.startswith(_NEW)
+    return output if not is_named and isinstance(output, str) and NAME.fullmatch(output) else stored.name
+
+
 def opened(name: str, confined: bool = False) -> Stored | None:
     """A recipe by name or absolute path; None if there is none.
 
@@ -104,11 +110,12 @@ def read(path: Path) -> Stored:
 
 
 def path_of(name: str) -> Path:
-    """The file of a recipe in the folder of one's own.
+    """The file of a recipe in the folder of one's own, by its name or that of the file.
 
     Raises:
         UsageError: it is no name.
     """
+    name = name.removesuffix(".yaml")
     if not NAME.fullmatch(name):
         raise UsageError(f"{quote(name)}: a name has letters, digits, _ and - (not first)")
     return own_folder() / f"{name}.yaml"

@@ -13,14 +13,22 @@ from runner.ui.check import Problem
 
 
 class RecipeText(TextArea):
-    """An editor that can show mistakes where they are."""
+    """An editor that can show mistakes where they are.
+
+    Attributes:
+        told: the text as those who are told of it know it: what was typed since is still on its way to them.
+    """
 
     def __init__(self, text: str, id: str) -> None:
         self._mistakes: dict[int, str] = {}
+        self.told = text
         super().__init__(text, id=id, show_line_numbers=True, soft_wrap=False, tab_behavior="focus")
 
     def show(self, text: str) -> None:
-        """Shows another text; the cursor and the place stay where they are."""
+        """Shows a text if it is another; the cursor and the place stay where they are."""
+        if text == self.told:
+            return
+        self.told = text
         cursor, scroll = self.cursor_location, self.scroll_offset
         self.text = text
         self.move_cursor(cursor)

@@ -512,3 +512,17 @@ def test_the_undoing_of_a_long_paste_leaves_the_form_alive(folder: Path) -> None
             await until(pilot, lambda: app.draft.text == before)
 
     drive(steps())
+
+
+def test_what_is_typed_while_the_form_shows_something_new_stays(folder: Path) -> None:
+    async def steps() -> None:
+        app = composer(folder / "cache")
+        async with app.run_test(size=(110, 22)) as pilot:
+            await checked(pilot, app)
+            area = app.query_one("#text", RecipeText)
+            area.insert("# typed\n", (0, 0))
+            await app._show()  # as when a check ends before the form is told what was typed
+            await until(pilot, lambda: app.draft.text.startswith("# typed"))
+            assert area.text == app.draft.text
+
+    drive(steps())

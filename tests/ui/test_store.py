@@ -10,6 +10,8 @@ import pytest
 
 from runner.errors import BusyError, InputError, OutputError, UsageError
 from runner.ui import store
+from runner.ui.draft import EMPTY
+from runner.ui.opened import Opened
 from tests.command import bound_by_permissions, process
 
 
@@ -52,7 +54,22 @@ def test_a_name_that_is_taken_is_not_taken_again(folder: Path) -> None:
         store.save(store.path_of("link"), "other", "")
 
 
-@pytest.mark.parametrize("name", ["", "../x", "a/b", ".x", "x.yaml", "-x", "a b", "x" * 101])
+def test_a_new_recipe_is_saved_under_the_name_of_its_output(folder: Path) -> None:
+    assert store.name_for(store.fresh(), "mine") == "mine"
+    assert store.name_for(store.fresh(), None) == "new_mix"
+    assert store.name_for(store.fresh(), "a/b") == "new_mix"
+    assert store.name_for(store.fresh("other"), "mine") == "other"
+    saved = store.save(store.path_of("new_mix"), "mine", "")
+    assert store.name_for(saved, "mine") == "new_mix"
+    assert store.path_of("mine.yaml") == store.path_of("mine")
+
+
+def test_an_empty_file_is_filled_in(folder: Path) -> None:
+    opened = Opened(store.save(store.path_of("empty"), "\n", ""))
+    assert opened.draft.text == EMPTY and opened.can_be_left and not opened.is_saved
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".x", ".yaml", "x.yml", "-x", "a b", "x" * 101])
 def test_what_is_no_name_is_refused(name: str) -> None:
     with pytest.raises(UsageError):
         store.path_of(name)
@@ -104,6 +121,8 @@ def test_separators_alone_name_no_folder_of_recipes(folder: Path, monkeypatch: p
 SAVE = """
 from runner.errors import OutputError
 from runner.ui import store
+from runner.ui.draft import EMPTY
+from runner.ui.opened import Opened
 try:
     store.save(store.path_of("mix"), "mine", "")
 except OutputError as error:
