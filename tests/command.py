@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -66,6 +67,7 @@ def interrupt(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=mind_hang_ups,
     )
     try:
         while process.poll() is None and not seen():
@@ -78,6 +80,11 @@ def interrupt(
     finally:
         process.kill()
     return Ended(process.returncode, output, errors, time.monotonic() - started)
+
+
+def mind_hang_ups() -> None:
+    """Before a program is started: it is told of hang-ups, even if nohup started the tests."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def tries(folder: Path) -> Iterator[Path]:

@@ -75,6 +75,7 @@ try:
     print("fell", flush=True)
     threading.Event().wait(20)
 except Interrupted as error:
+    interrupts.is_told()
     sys.exit(error.exit_code)
 """
     assert ended(code) == (143, "fell\n", "")

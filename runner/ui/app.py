@@ -10,6 +10,7 @@ from typing import ClassVar
 from textual import on, work
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
+from textual.events import AppBlur
 from textual.timer import Timer
 from textual.widgets import Footer, Static, TextArea
 
@@ -81,6 +82,7 @@ class Compose(App[None]):
         self.models: list[Choice] = []
         self.files = Watch(settings.models_dir)
         self._page: asked.Page | None = None
+        self._shown = False  # a browser has been shown the form
         self._warned = False  # that what is not saved cannot be kept
         self._waiting: Timer | None = None
 
@@ -247,6 +249,12 @@ class Compose(App[None]):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool:
         """Whether a key does something now: between panes nobody goes while something is asked."""
         return action != "go" or len(self.screen_stack) == 1
+
+    def on_app_blur(self, event: AppBlur) -> None:
+        """In a browser Textual sends the first by itself, which may come after the page has the keyboard."""
+        if self.is_web and not self._shown:
+            event.prevent_default()
+        self._shown = True
 
     def action_go(self, pane: str) -> None:
         """Goes to the form, the text or the plan."""

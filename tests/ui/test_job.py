@@ -17,7 +17,7 @@ import pytest
 from runner.errors import UsageError
 from runner.ui.job import compose, for_runs
 from runner.ui.running import command
-from tests.command import python, run
+from tests.command import mind_hang_ups, python, run
 from tests.ui.settings import settings
 
 CTRL_Q, F3 = b"\x11", b"\x1bOR"
@@ -54,6 +54,12 @@ def test_what_cannot_be_shown_is_said(argument: str, said: str, tmp_path: Path) 
     assert done.returncode == 2 and said in done.stderr
 
 
+def own_terminal() -> None:
+    """Before a program is started: its input is the terminal that it belongs to, and ends with."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    mind_hang_ups()
+
+
 class Terminal:
     """A form in a terminal of its own."""
 
@@ -68,7 +74,7 @@ class Terminal:
             stdout=theirs,
             stderr=theirs,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=own_terminal,
         )
         os.close(theirs)
 
