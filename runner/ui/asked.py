@@ -13,7 +13,7 @@ from runner.catalogue import details, standard
 from runner.errors import KeyPath
 from runner.ui import store
 from runner.ui.check import Checked
-from runner.ui.choices import Choice, demo_choices, primary_facts, why_no_component, why_not
+from runner.ui.choices import Choice, demo_choices, primary_facts, why_no_component, why_no_name, why_not
 from runner.ui.draft import Draft
 from runner.ui.numbers import Numbers, Place
 from runner.ui.picker import Picker, Row
@@ -97,7 +97,8 @@ def _model_rows(draft: Draft, at: KeyPath, role: str, models: Sequence[Choice]) 
     known = {choice.source: choice.facts for choice in choices if choice.facts}
     is_first = draft.roles(at)[:1] == [role]
     primary = None if is_first else primary_facts(draft, at, known)
-    rows = [Row(one.source, one.title, why_not(one.facts, method, role, primary)) for one in choices]
+    reasons = [why_no_name(one.source) or why_not(one.facts, method, role, primary) for one in choices]
+    rows = [Row(one.source, one.title, why) for one, why in zip(choices, reasons, strict=True)]
     is_held = draft.value((*at, "models", role)) is not None
     return [*rows, Row(MERGE), *([Row(NOTHING)] if is_held else [])]
 
@@ -106,7 +107,7 @@ def _component_rows(draft: Draft, component: str, models: Sequence[Choice]) -> l
     """The models a component of the result can be taken from, and what speaks against them."""
     choices = [*models, *demo_choices()]
     primary = primary_facts(draft, (), {one.source: one.facts for one in choices if one.facts})
-    reasons = [why_no_component(one.facts, component, primary) for one in choices]
+    reasons = [why_no_name(one.source) or why_no_component(one.facts, component, primary) for one in choices]
     return [
         Row(MERGED),
         *(Row(one.source, one.title, why) for one, why in zip(choices, reasons, strict=True)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,15 +15,18 @@ from runner.architectures import ARCHITECTURES
 from runner.config import Settings
 from runner.demo.models import DEMO_LORA, DEMO_MODELS
 from runner.errors import KeyPath
+from runner.imports.recipe_text import yaml_text
 from runner.library.facts import BROKEN, Facts
 from runner.library.headers import remembered
 from runner.library.walk import Found
 from runner.methods import Method
+from runner.recipe.guard import read_text
 from runner.tables import size
 from runner.ui.draft import Draft
 
 FEW = 50  # models that are read in less time than another process takes to begin
 _PARTS = ("vae", "text_encoder", "unet", "transformer")
+_WHERE = re.compile(r"^recipe[:\d]*: (?:source: )?| at byte \d+$", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,15 @@ def _source(found: Found, models_dir: Path) -> str:
         return found.path.relative_to(models_dir).as_posix()
     except ValueError:
         return str(found.path.absolute())
+
+
+def why_no_name(source: str) -> str:
+    """Why no recipe can name a model so; "" if one can."""
+    if source.isprintable() and "${" not in source:  # nearly all are, and there may be thousands
+        return ""
+    text = f"source: {yaml_text(source)}\n".encode("utf-8", "surrogatepass")
+    problems = read_text(text, "recipe", "recipe").problems
+    return f"no recipe can name it: {_WHERE.sub('', problems[0])}" if problems else ""
 
 
 def primary_facts(draft: Draft, at: KeyPath, known: Mapping[str, Facts]) -> Facts | None:

@@ -1,6 +1,7 @@
 """The fields of a recipe that are words, texts or numbers: what each may say and what it means.
 
 Which there are, and what they mean, is taken from the recipe's own structure: runner/recipe/structure.py.
+What a parameter of a method means is taken from the method.
 """
 
 from __future__ import annotations
@@ -8,14 +9,14 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from runner.errors import KeyPath, is_unprintable
 from runner.formats import FORMATS
 from runner.imports.recipe_text import yaml_value
-from runner.methods import METHODS, Method
+from runner.methods import METHODS, Method, find_method
 from runner.recipe.parse import FORCE
 from runner.recipe.structure import (
     FLAGS,
@@ -33,7 +34,7 @@ from runner.ui.draft import is_same
 
 Choices = tuple[tuple[str, str | bool], ...]
 Kind = Literal["text", "whole number", "list"]
-_ATTRIBUTE = re.compile(r"^    (\w[\w, ]*): (.*?)(?=^    \w|\Z)", re.DOTALL | re.MULTILINE)
+_ENTRY = re.compile(r"^    (\w[\w, ]*): (.*?)(?=^    \w|\Z)", re.DOTALL | re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,14 @@ def result_fields() -> Iterator[Field]:
             yield _field(Output, ("output", key))
 
 
+def parameter_meaning(method: Method, name: str) -> str:
+    """What a parameter means, by the method's docstring: "as in slerp" is what slerp says; "": not said."""
+    said = _meanings(method.function, "Args").get(name, "").removesuffix(".")
+    elsewhere = re.fullmatch(r"as in (\w+)", said)
+    other = find_method(elsewhere[1], None) if elsewhere else None
+    return parameter_meaning(other, name) if other else said
+
+
 NAME = Field(("output", "name"), unsaid="the name of the recipe")
 FORMAT = Field(
     ("output", "format"),
@@ -138,7 +147,7 @@ def _words(words: Sequence[str]) -> Choices:
 def _field(of: type, path: KeyPath, kind: Kind = "text", unsaid: str = "") -> Field:
     """A field that a class has as an attribute; its docstring says what it means and what None is."""
     key = str(path[-1])
-    said = _meanings(of).get("max_shard_bytes" if key == "max_shard_size" else key)
+    said = _meanings(of, "Attributes").get("max_shard_bytes" if key == "max_shard_size" else key)
     if key == "force":
         said = "short for " + ", ".join(f"{name}: {word}" for name, word in FORCE.items())
     meaning, _, none = (said or "").removesuffix(".").partition("; None: ")
@@ -146,9 +155,10 @@ def _field(of: type, path: KeyPath, kind: Kind = "text", unsaid: str = "") -> Fi
 
 
 @functools.cache
-def _meanings(of: type) -> dict[str, str]:
-    """What the docstring of a class says of its attributes."""
+def _meanings(of: Callable[..., object], section: str) -> dict[str, str]:
+    """What a docstring says of the names in one of its sections: "Attributes" or "Args"."""
     found = {}
-    for names, meaning in _ATTRIBUTE.findall((inspect.getdoc(of) or "").partition("Attributes:\n")[2]):
+    listed = (inspect.getdoc(of) or "").partition(f"{section}:\n")[2].partition("\n\n")[0]
+    for names, meaning in _ENTRY.findall(listed):
         found.update(dict.fromkeys(names.split(", "), " ".join(meaning.split())))
     return found

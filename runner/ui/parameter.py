@@ -15,7 +15,7 @@ from runner.methods import Parameter
 from runner.ui.bars import Bar
 from runner.ui.check import Checked
 from runner.ui.draft import Draft
-from runner.ui.fields import shown
+from runner.ui.fields import parameter_meaning, shown
 from runner.ui.messages import Changed
 from runner.ui.numbers import read_number, summary
 from runner.ui.rows import Line, Words, more, row
@@ -44,23 +44,24 @@ class ParameterRow(Vertical):
         self.is_varied = is_varied(draft, path)
 
     def compose(self) -> ComposeResult:
-        """The name, what is said, what it may be."""
+        """The name, what is said, what it may be, what it means."""
         parameter, name = self.parameter, self.parameter.name
         default = parameter.default
         said = "must be given" if default is None else f"default {_word(default)}"
         if parameter.choices:
             words = [(_word(choice), choice) for choice in parameter.choices]
             yield row(Label(name), Words(words, f"choice-{name}", said))
-            return
-        if self.is_varied:
-            curve = Static("", id=f"curve-{name}", classes="curve", markup=False)
-            yield row(Label(name), curve, more(f"places-{name}"))
         else:
-            bar = Bar(self._number or 0.0, parameter.range, id=f"bar-{name}")
-            line = Line(id=f"number-{name}", classes="number")
-            yield row(Label(name), bar, line, more(f"places-{name}"))
-        self.may_be = f"{parameter.range or 'any number'}; {said}"
-        yield Static(self.may_be, classes="meaning", markup=False)
+            if self.is_varied:
+                curve = Static("", id=f"curve-{name}", classes="curve", markup=False)
+                yield row(Label(name), curve, more(f"places-{name}"))
+            else:
+                bar = Bar(self._number or 0.0, parameter.range, id=f"bar-{name}")
+                line = Line(id=f"number-{name}", classes="number")
+                yield row(Label(name), bar, line, more(f"places-{name}"))
+            self.may_be = f"{parameter.range or 'any number'}; {said}"
+            yield Static(self.may_be, id="may-be", classes="meaning", markup=False)
+        yield Static(id="means", classes="meaning", markup=False)
 
     @property
     def _number(self) -> float | None:
@@ -73,6 +74,7 @@ class ParameterRow(Vertical):
     def show(self, draft: Draft, checked: Checked) -> None:
         """Shows what a draft says."""
         self.draft = draft
+        self._explain()
         value = draft.value(self.path)
         if self.parameter.choices:
             self.query_one(Words).show(value)
@@ -85,12 +87,21 @@ class ParameterRow(Vertical):
             if self.query_one(Line).show(value, text):
                 self._mark(text)
 
+    def _explain(self) -> None:
+        """Shows what the method of the merge says: another one may have a parameter that is the same."""
+        method = self.draft.method(self.path[:-1])
+        text = parameter_meaning(method, self.parameter.name) if method else ""
+        means = self.query_one("#means", Static)
+        if means.content != text:
+            means.update(text)
+        means.display = bool(text)
+
     def _mark(self, text: str) -> bool:
         """Whether a text in the line is a number or nothing; marks it and says so if not."""
         is_wrong = bool(text) and read_number(text) is None
         self.query_one(Line).set_class(is_wrong, "-invalid")
         said = f"✗ {escape(text)} is no number" if is_wrong else self.may_be
-        self.query_one(".meaning", Static).update(said)
+        self.query_one("#may-be", Static).update(said)
         return not is_wrong
 
     @on(Bar.Changed)

@@ -39,14 +39,35 @@ class Row:
         """The row as it is shown: a mark, the value, what it is or why not."""
         mark = ("✗ ", "bold") if self.against else ("✓ ", "bold")
         said = f"  {escape(self.against)}" if self.against else f"  {escape(self.note)}"
-        return Text.assemble(mark, escape(self.value), (said, "dim" if not self.against else "italic"))
+        return Text.assemble(mark, self.shown, (said, "dim" if not self.against else "italic"))
+
+    @property
+    def shown(self) -> str:
+        """The value as it is shown."""
+        return escape(self.value)
 
 
 def matching(rows: Sequence[Row], typed: str) -> list[Row]:
-    """The rows that have every word typed, those that fit first."""
-    words = typed.casefold().split()
-    found = [row for row in rows if all(word in f"{row.value} {row.note}".casefold() for word in words)]
-    return sorted(found, key=lambda row: bool(row.against))
+    """The rows that have every word typed: what is called so first, then those that fit.
+
+    Of these the ones whose names begin with what was typed come first. A model is called by its file, with
+    its suffix or without.
+    """
+    wanted = typed.strip().casefold()
+    words = wanted.split()
+
+    def said(row: Row) -> str:
+        return f"{row.value} {row.shown} {row.note}".casefold()
+
+    def place(row: Row) -> tuple[bool, bool, bool]:
+        whole = row.value.casefold()
+        name = escape(whole.rpartition("/")[2].removeprefix("demo:"))
+        is_called_so = wanted in (whole, name, name.rpartition(".")[0] or name)
+        begins = whole.startswith(wanted) or name.startswith(wanted)
+        return not is_called_so, bool(row.against), not begins
+
+    found = [row for row in rows if all(word in said(row) for word in words)]
+    return sorted(found, key=place)
 
 
 class Picker(ModalScreen[str | None]):
@@ -103,16 +124,16 @@ class Picker(ModalScreen[str | None]):
         """Shows other rows: more is known now."""
         self.rows = list(rows)
         for line in self.query("#filter").results(Input):  # not there yet: it begins with these
-            self._show(line.value)
+            self._show(line.value, self._highlighted())
 
     @on(Input.Changed, "#filter")
     def _typed(self, event: Input.Changed) -> None:
         self._show(event.value)
 
-    def _show(self, typed: str) -> None:
+    def _show(self, typed: str, at: str | None = None) -> None:
+        """Shows the rows that have what is typed, and goes to a value or to the first."""
         found = matching(self.rows, typed)
         shown, options = self.query_one("#rows", OptionList), []
-        before = self._highlighted()
         self._values = [row.value for row in found[:SHOWN]]
         options += [Option(row.text) for row in found[:SHOWN]]
         if self.free and typed.strip():
@@ -122,7 +143,7 @@ class Picker(ModalScreen[str | None]):
             shown.clear_options()
             shown.add_options(options)
             if options:
-                shown.highlighted = self._values.index(before) if before in self._values else 0
+                shown.highlighted = self._values.index(at) if at in self._values else 0
         more = f", {SHOWN} shown; type more of the name" if len(found) > SHOWN else ""
         self.query_one("#count", Static).update(f"{len(found)} of {len(self.rows)}{more}")
         self._tell()

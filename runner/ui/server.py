@@ -19,13 +19,15 @@ from typing import Any
 
 import textual_serve
 from aiohttp import web
-from textual_serve.server import Server
+from textual_serve.app_service import AppService
+from textual_serve.server import Server, to_int
 
 from runner.config import Settings
 from runner.errors import OutputError
 from runner.progress import say
 
 HOST = "127.0.0.1"
+MOST = 1000  # columns and rows of a form: no screen has more, and each takes memory
 STATIC = Path(textual_serve.__file__).parent / "static"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _SERVERS = ("job.browser", "job.port", "job.confined")  # what a form is not told
@@ -87,7 +89,7 @@ class LocalServer(Server):
             [
                 web.get("/{secret}/", self._page),
                 web.get("/{secret}/keys.js", self._keys),
-                web.get("/{secret}/ws", self.handle_websocket),
+                web.get("/{secret}/ws", self._socket),
                 web.static(f"/{self.secret}/static", STATIC),
             ]
         )
@@ -121,6 +123,26 @@ class LocalServer(Server):
 
     async def _keys(self, request: web.Request) -> web.Response:
         return web.Response(text=_KEYS, content_type="text/javascript")
+
+    async def _socket(self, request: web.Request) -> web.WebSocketResponse:
+        width = _within(to_int(request.query.get("width", ""), 80))
+        height = _within(to_int(request.query.get("height", ""), 24))
+        sized = request.rel_url.with_query(width=width, height=height)
+        return await self.handle_websocket(request.clone(rel_url=sized))
+
+    async def _process_messages(self, websocket: web.WebSocketResponse, app_service: AppService) -> None:
+        resize = app_service.set_terminal_size
+
+        async def resize_within(width: int, height: int) -> None:
+            await resize(_within(width), _within(height))
+
+        # The server makes the services, of a class that cannot be given to it.
+        app_service.set_terminal_size = resize_within  # type: ignore[method-assign]
+        await super()._process_messages(websocket, app_service)
+
+
+def _within(side: int) -> int:
+    return max(1, min(side, MOST))
 
 
 def serve(settings: Settings, overrides: Sequence[str]) -> dict[str, Any]:

@@ -11,12 +11,22 @@ from safetensors.torch import save_file
 
 from runner.compose import DATA_ROOT, recipe_in
 from runner.config import Job
+from runner.errors import RecipeError
 from runner.library.facts import Facts
 from runner.methods import find_method
 from runner.place import Devices
 from runner.run import run
-from runner.ui.check import check
-from runner.ui.choices import demo_choices, found_models, looked_at, primary_facts, why_no_component, why_not
+from runner.ui.asked import page_for
+from runner.ui.check import Checked, check
+from runner.ui.choices import (
+    Choice,
+    demo_choices,
+    found_models,
+    looked_at,
+    primary_facts,
+    why_no_component,
+    why_not,
+)
 from runner.ui.draft import Draft
 from tests.build import random_tensors, write_models
 from tests.ui.settings import settings
@@ -145,3 +155,28 @@ def test_the_demo_models_are_what_they_are_said_to_be(cache: Path) -> None:
         facts = primary_facts(draft, (), known)
         plan = check(draft, settings(cache, Path())).plan
         assert facts is not None and ("Stable Diffusion XL" in plan) == (facts.architecture == "sdxl")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("a\udcff.ckpt", "no recipe can name it: not UTF-8"),
+        ("a\x1b[2J.ckpt", r'no recipe can name it: a control character: "a\u001b[2J.ckpt"'),
+        ("a\x7f.ckpt", r'no recipe can name it: a control character, "\u007f"'),
+        ("${oc.env:HOME}.ckpt", "no recipe can name it: ${ is only for plain references"),
+        ("é, \n\u200b.ckpt", ""),
+    ],
+)
+@pytest.mark.parametrize(("what", "of"), [("model", "a"), ("component", "vae")])
+def test_a_model_that_no_recipe_can_name_is_no_choice(what: str, of: str, name: str, reason: str) -> None:
+    draft = Draft("x")
+    page = page_for(what, of, draft, (), Checked(""), [Choice(name, None)])
+    assert page is not None and page.rows is not None
+    (row,) = (row for row in page.rows([Choice(name, None)]) if row.value == name)
+    assert row.against.startswith(reason) and bool(row.against) is bool(reason)
+    if reason:
+        with pytest.raises(RecipeError):
+            page.change(draft, name)
+    else:
+        path = ("models", of) if what == "model" else ("components", of)
+        assert page.change(draft, name).value(path) == name

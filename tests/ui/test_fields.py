@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from runner.catalogue import standard
 from runner.compose import recipe_in
 from runner.methods import METHODS, find_method
 from runner.recipe.parse import parse_recipe
 from runner.recipe.structure import OUTPUT_KEYS, POLICY_KEYS, RECIPE_KEYS, Policies, Recipe
 from runner.ui.draft import Draft
-from runner.ui.fields import DTYPE, FORMAT, NAME, Field, merge_fields, result_fields, shown
+from runner.ui.fields import DTYPE, FORMAT, NAME, Field, merge_fields, parameter_meaning, result_fields, shown
 
 METHOD = find_method("weighted_sum", None)
 FIELDS = [NAME, FORMAT, DTYPE, *merge_fields(METHOD, is_inner=False), *result_fields()]
@@ -31,6 +32,18 @@ def test_every_key_of_a_recipe_has_a_field() -> None:
 @pytest.mark.parametrize("field", FIELDS[3:], ids=lambda field: field.name)
 def test_a_field_says_what_it_means(field: Field) -> None:
     assert len(field.meaning) > 10 and not field.meaning.endswith(".")
+
+
+def test_every_parameter_of_a_method_has_a_meaning_that_can_be_read_by_itself() -> None:
+    for method in standard():
+        for name in method.parameters:
+            meaning = parameter_meaning(method, name)
+            assert len(meaning) > 9 and not meaning.endswith(".")
+            assert "Source" not in meaning and not meaning.startswith("as in ")
+    ties = find_method("breadcrumbs_ties", None)
+    assert ties is not None
+    assert parameter_meaning(ties, "density").startswith("share that is kept; 1 keeps all. Where density + ")
+    assert parameter_meaning(ties, "vote") == 'whether the sign is elected by "mass" or by "count" of models'
 
 
 @pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)

@@ -31,9 +31,9 @@ FIELDS = {one.name: one for one in (NAME, *merge_fields(METHODS[0], is_inner=Fal
 class Rows(App[None]):
     """One row of the form."""
 
-    def __init__(self, text: str, what: str) -> None:
+    def __init__(self, text: str, what: str, method: str) -> None:
         super().__init__()
-        self.draft, self.what = Draft("x", SMALL + text), what
+        self.draft, self.what = Draft("x", SMALL.replace("weighted_sum", method) + text), what
 
     @property
     def said(self) -> str:
@@ -70,9 +70,14 @@ class Rows(App[None]):
         return str(self.query_one(".meaning", Static).content)
 
 
-def drive(text: str, what: str, steps: Callable[[Rows, Pilot[None]], Awaitable[None]]) -> None:
+def drive(
+    text: str,
+    what: str,
+    steps: Callable[[Rows, Pilot[None]], Awaitable[None]],
+    method: str = "weighted_sum",
+) -> None:
     async def run() -> None:
-        app = Rows(text, what)
+        app = Rows(text, what, method)
         async with app.run_test(size=(60, 12)) as pilot:
             await steps(app, pilot)
 
@@ -149,6 +154,7 @@ def test_keys_that_come_at_once_are_all_kept_in_their_order() -> None:
 def test_what_is_no_number_stays_while_it_is_typed_and_goes_with_its_mark() -> None:
     async def steps(app: Rows, pilot: Pilot[None]) -> None:
         may_be = app.meaning
+        assert may_be == "0 to 1; default 0.5"
         assert app.line.value == "0.1234567"
         app.line.focus()
         await pilot.press("end", "q")
@@ -201,3 +207,18 @@ def test_a_word_that_is_unknown_is_shown_and_can_be_taken_back_or_changed(
         assert "✗" not in app.said
 
     drive(said, what, steps)
+
+
+@pytest.mark.parametrize(
+    ("what", "begins", "ends"),
+    [("scale", "of the merged difference; ", "of the sum; "), ("trim", "whether the largest are ", "")],
+)
+def test_a_parameter_means_what_the_method_of_the_merge_says(what: str, begins: str, ends: str) -> None:
+    async def steps(app: Rows, pilot: Pilot[None]) -> None:
+        means = app.query_one("#means", Static)
+        assert means.display and str(means.content).startswith(begins)
+        assert means.region.bottom > means.region.y and means.region.right <= app.size.width
+        app.show(Draft("x", app.draft.text.replace("ties", "breadcrumbs")))
+        assert str(means.content).startswith(ends) and means.display is bool(ends)
+
+    drive("", what, steps, method="ties")

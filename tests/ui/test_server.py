@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -13,19 +14,46 @@ import pytest
 pytest.importorskip("textual_serve", reason="NOT TESTED: the composer in a browser; pip install 'runner[ui]'")
 
 from aiohttp import ClientSession, WSMsgType, WSServerHandshakeError, web
+from textual_serve.app_service import AppService
 
 from runner.ui.server import HOST, LocalServer, form_command
 
 # What a form in a browser says first, and nothing else: the program behind the socket is not what is tested.
 PROGRAM = [sys.executable, "-c", "import sys; print('__GANGLION__', flush=True); sys.stdin.buffer.read(1)"]
+# One that says the size it is given first, then every message about its size.
+SIZED = """
+import os, struct, sys
+def say(text):
+    sys.stdout.buffer.write(b"D" + struct.pack(">I", len(text)) + text)
+    sys.stdout.buffer.flush()
+print("__GANGLION__", flush=True)
+say(os.environ["COLUMNS"].encode() + b" " + os.environ["ROWS"].encode())
+while head := sys.stdin.buffer.read(5):
+    text = sys.stdin.buffer.read(struct.unpack(">I", head[1:])[0])
+    if b"quit" in text:
+        break
+    say(text)
+"""
 SECRET = "s3cret-s3cret-s3cret"
 
 
+class Served(LocalServer):
+    """Waits for its programs, whose pipes are to be closed before a test's loop is."""
+
+    async def _process_messages(self, websocket: web.WebSocketResponse, app_service: AppService) -> None:
+        try:
+            await super()._process_messages(websocket, app_service)
+        finally:
+            await app_service.stop()
+            assert app_service._process is not None
+            await app_service._process.wait()
+
+
 @asynccontextmanager
-async def served() -> AsyncIterator[tuple[LocalServer, ClientSession]]:
+async def served(program: list[str]) -> AsyncIterator[tuple[LocalServer, ClientSession]]:
     listener = socket.socket()
     listener.bind((HOST, 0))
-    server = LocalServer(PROGRAM, listener.getsockname()[1], SECRET)
+    server = Served(program, listener.getsockname()[1], SECRET)
     runner = web.AppRunner(server.application(), access_log=None)
     await runner.setup()
     await web.SockSite(runner, listener).start()
@@ -36,9 +64,11 @@ async def served() -> AsyncIterator[tuple[LocalServer, ClientSession]]:
         await runner.cleanup()
 
 
-def drive(steps: Callable[[LocalServer, ClientSession], Awaitable[None]]) -> None:
+def drive(
+    steps: Callable[[LocalServer, ClientSession], Awaitable[None]], program: list[str] = PROGRAM
+) -> None:
     async def all_of_it() -> None:
-        async with served() as (server, client):
+        async with served(program) as (server, client):
             await steps(server, client)
 
     asyncio.run(all_of_it())
@@ -105,6 +135,29 @@ def test_the_socket_wants_secret_and_origin() -> None:
             assert answer.type == WSMsgType.TEXT and answer.json() == ["pong", 7]
 
     drive(steps)
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [
+        ("width=120&height=40", "120 40"),
+        ("width=99999999&height=1001", "1000 1000"),
+        ("width=-5&height=0", "1 1"),
+        ("width=x", "80 24"),
+    ],
+)
+def test_a_form_is_never_larger_than_a_screen(asked: str, given: str) -> None:
+    async def steps(server: LocalServer, client: ClientSession) -> None:
+        own = f"http://{HOST}:{server.port}"
+        async with client.ws_connect(f"{server.address}ws?{asked}", origin=own) as opened:
+            assert await opened.receive_bytes(timeout=30) == given.encode()
+            width, height = (int(side) for side in given.split())
+            for wide, high in ((10**8, 50), (50, 10**8), (width, height)):
+                await opened.send_json(["resize", {"width": wide, "height": high}])
+                told = json.loads(await opened.receive_bytes(timeout=30))
+                assert (told["width"], told["height"]) == (min(wide, 1000), min(high, 1000))
+
+    drive(steps, [sys.executable, "-c", SIZED])
 
 
 @pytest.mark.parametrize(
