@@ -164,7 +164,6 @@ def serve(settings: Settings, overrides: Sequence[str]) -> dict[str, Any]:
         hint = "job.port=0 takes one that is free"
         raise OutputError(f"port {settings.job.port}: {error.strerror}", hint=hint) from error
     server = LocalServer(form_command(overrides), listener.getsockname()[1], secrets.token_urlsafe(24))
-    say(f"{server.address}\n  open it in a browser on this machine; Ctrl-C ends it")
     asyncio.run(_run(server, listener))
     return {}
 
@@ -180,6 +179,7 @@ async def _run(server: LocalServer, listener: socket.socket) -> None:
     await runner.setup()
     try:
         await web.SockSite(runner, listener).start()
+        say(f"{server.address}\n  open it in a browser on this machine; Ctrl-C ends it")
         await asyncio.Event().wait()
     finally:
         await runner.cleanup()

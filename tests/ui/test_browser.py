@@ -89,7 +89,7 @@ def test_a_recipe_is_written_in_a_browser(tmp_path: Path) -> None:
             wait("saved recipes/new_mix.yaml")
             path = tmp_path / "recipes" / "new_mix.yaml"
             if picture := os.environ.get("RUNNER_PICTURE"):  # of the README
-                page.wait_for_timeout(3000)
+                page.wait_for_timeout(20_000)  # what it notifies is gone
                 page.screenshot(path=picture)
             with page.expect_event("dialog") as asked_first:  # before the form goes with its page
                 page.once("dialog", lambda dialog: dialog.accept())
