@@ -35,8 +35,9 @@ class Interrupts:
         sys.unraisablehook = _let_fall
 
     def _end(self, number: int, frame: FrameType | None) -> None:
+        self._hung_up |= number == signal.SIGHUP
         if self._raised is None:
-            self._first, self._hung_up = time.monotonic(), number == signal.SIGHUP
+            self._first = time.monotonic()
             self._raised = KeyboardInterrupt() if number == signal.SIGINT else Interrupted(number)
             signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS, AGAIN_SECONDS)
             raise self._raised

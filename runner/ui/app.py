@@ -100,6 +100,10 @@ class Compose(App[None]):
         self.action_look()
         self.set_interval(LOOK, self._look_at_files)
 
+    def on_unmount(self) -> None:
+        """Leaves what is not saved to the next form: this process may have to wait for its threads."""
+        self.kept.end()
+
     @property
     def draft(self) -> Draft:
         """The recipe as it is now."""
@@ -174,6 +178,7 @@ class Compose(App[None]):
         try:
             found = await asyncio.to_thread(found_models, self.settings)
             choices = named(found, self.settings)
+            self.files.known |= {one.name: one.path for one in found}
             self.files.known |= {choice.source: one.path for choice, one in zip(choices, found, strict=True)}
             self._found(choices)
             if command := await asyncio.to_thread(reader_of, found, self.settings):
@@ -335,6 +340,7 @@ class Compose(App[None]):
             await self.screen.end()
         if self.opened.can_be_left or await self._gives_up():
             self.kept.drop()
+            self.kept.end()
             self.exit()
 
     def action_help_quit(self) -> None:

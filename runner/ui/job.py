@@ -33,7 +33,7 @@ def compose(settings: Settings, overrides: Sequence[str]) -> dict[str, Any]:
             f"job=compose needs {' and '.join(missing).replace('_', '-')}, not installed here",
             hint="pip install 'runner[ui]'",
         )
-    os.environ.pop("HYDRA_FULL_ERROR", None)  # this command's own: the runs of the form show no tracebacks
+    os.environ.pop("HYDRA_FULL_ERROR", None)  # the command sets it for itself: runs of the form show none
     if settings.job.browser:
         from runner.ui.server import serve
 

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from runner.disk.partials import is_at
@@ -34,6 +33,7 @@ class Kept:
         self._path: Path | None = None
         self._lock = -1
         self._said: tuple[str, str] | None = None
+        self._has_ended = False
 
     def keep(self, opened: Opened) -> None:
         """Keeps what would be lost of an open recipe; nothing if nothing would.
@@ -42,48 +42,64 @@ class Kept:
             OutputError: the device refused; what was kept before still is.
         """
         stored, said = opened.stored, (opened.stored.sha256, opened.draft.text)
+        if self._has_ended or said == self._said:
+            return
         if opened.can_be_left:
             self.drop()
-        elif said != self._said:
-            try:
-                self._write(self._path or self._folder / f"{_mark(stored)}.{time.time_ns()}.json", said)
-            except OSError as error:
-                raise OutputError(f"{quote(self._folder)}: {error.strerror}") from error
-            self._said = said
+            return
+        try:
+            self._write(self._path or self._folder / f"{_mark(stored)}.{time.time_ns()}.json", said)
+        except OSError as error:
+            raise OutputError(f"{quote(self._folder)}: {error.strerror}") from error
+        self._said = said
 
     def drop(self) -> None:
         """Keeps nothing: it is saved, or not wanted."""
         if self._path is not None:
             with contextlib.suppress(OSError):
                 self._path.unlink()
-            os.close(self._lock)
-        self._path, self._lock, self._said = None, -1, None
+        self._let_go()
+
+    def end(self) -> None:
+        """Lets the next form have what is kept: this one ends, and changes nothing any more."""
+        self._let_go()
+        self._has_ended = True
 
     def reopen(self, stored: Stored) -> Opened:
-        """Opens a recipe with what a form that ended had not saved of it, as a change that can be undone.
-
-        It is saved over the file that form had opened alone.
-        """
+        """Opens a recipe with what a form that ended had not saved of it, as a change that can be undone."""
         self.drop()
+        for path in self._folder.glob("*.part"):  # of processes that were killed while they wrote
+            if (lock := _taken(path)) is not None:
+                path.unlink()
+                os.close(lock)
+        opened = Opened(stored)
         for path in sorted(self._folder.glob(f"{_mark(stored)}.*.json"), reverse=True):  # the last one first
             if (lock := _taken(path)) is None:
                 continue
-            self._path, self._lock, self._said = path, lock, _read(path)
-            if self._said is not None:
-                opened = _restored(stored, *self._said)
-                if not opened.can_be_left:
-                    return opened
+            try:
+                said = _read(path)
+            except OSError:  # it may be readable another time
+                os.close(lock)
+                continue
+            self._path, self._lock, self._said = path, lock, said
+            if said is not None and opened.restore(*said):
+                return opened
             self.drop()
-        return Opened(stored)
+        return opened
+
+    def _let_go(self) -> None:
+        if self._path is not None:
+            os.close(self._lock)
+        self._path, self._lock, self._said = None, -1, None
 
     def _write(self, path: Path, said: tuple[str, str]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".part")
         lock = os.open(partial, _FLAGS | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
-            with contextlib.suppress(OSError):  # some networks' file systems know no locks
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            partial.write_text(json.dumps(said))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with open(lock, "w", closefd=False) as file:
+                json.dump(said, file)
             partial.replace(path)
         except BaseException:
             os.close(lock)
@@ -93,12 +109,6 @@ class Kept:
         if self._path is not None:
             os.close(self._lock)
         self._path, self._lock = path, lock
-
-
-def _restored(stored: Stored, sha256: str, text: str) -> Opened:
-    opened = Opened(replace(stored, sha256=sha256))
-    opened.change(lambda draft: draft.with_text(text))
-    return opened
 
 
 def _mark(stored: Stored) -> str:
@@ -122,9 +132,14 @@ def _taken(path: Path) -> int | None:
 
 
 def _read(path: Path) -> tuple[str, str] | None:
-    """The sha256 of the file that was opened, and the text; None if it is damaged."""
+    """The sha256 of the file that was opened, and the text; None if it is damaged.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    content = path.read_bytes()
     try:
-        sha256, text = json.loads(path.read_bytes())
-    except (OSError, ValueError, TypeError, RecursionError):
+        sha256, text = json.loads(content)
+    except (ValueError, TypeError, RecursionError):
         return None
     return (sha256, text) if isinstance(sha256, str) and isinstance(text, str) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from runner.ui import store
@@ -20,7 +21,7 @@ class Opened:
     """
 
     def __init__(self, stored: store.Stored) -> None:
-        self.stored = stored
+        self.stored = self._file = stored
         self.draft = Draft(stored.name, stored.text if stored.text.strip() else EMPTY)
         self._before: list[Draft] = []
 
@@ -47,12 +48,26 @@ class Opened:
         self.draft = changed
         return True
 
+    def restore(self, sha256: str, text: str) -> bool:
+        """Changes the text to one that was not saved; whether it is another.
+
+        Args:
+            sha256: of the file it was made from: it is not saved over what that has become since.
+            text: that was not saved.
+        """
+        if not self.change(lambda draft: draft.with_text(text)):
+            return False
+        self.stored = replace(self.stored, sha256=sha256)
+        return True
+
     def undo(self) -> bool:
         """Takes the last change back; whether there was one."""
-        if self._before:
-            self.draft = self._before.pop()
-            return True
-        return False
+        if not self._before:
+            return False
+        self.draft = self._before.pop()
+        if self.draft.text == self._file.text:
+            self.stored = self._file
+        return True
 
     def save(self, path: Path, known: str) -> None:
         """Writes it to a file that has the sha256 known; "": that is not there.
@@ -61,5 +76,5 @@ class Opened:
             BusyError: somebody else wrote the file meanwhile.
             OutputError: the device refused.
         """
-        self.stored = store.save(path, self.draft.text, known)
+        self.stored = self._file = store.save(path, self.draft.text, known)
         self.draft = Draft(self.stored.name, self.draft.text)

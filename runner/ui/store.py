@@ -72,7 +72,7 @@ def fresh(name: str = "") -> Stored:
 
 def name_for(stored: Stored, output: object) -> str:
     """The name to save a recipe under: its own, or its output's if it is new and nobody gave it one."""
-    is_named = stored.sha256 or not stored.name.startswith(_NEW)
+    is_named = stored.sha256 or not re.fullmatch(rf"{_NEW}(_\d+)?", stored.name)
     return output if not is_named and isinstance(output, str) and NAME.fullmatch(output) else stored.name
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from runner.formats.component_files import CONFIG, INDEX
 from runner.recipe.structure import NAMED
 from runner.ui.draft import Draft
 
@@ -39,14 +41,15 @@ class Watch:
 
 
 def _state(path: Path) -> Iterator[tuple[int, int, int]]:
-    """What tells whether a model is still the same: of a folder, its files and those of its components."""
-    try:
-        files = [path, *sorted(path.glob("*")), *sorted(path.glob("*/*"))] if path.is_dir() else [path]
-        for file in files:
+    """What tells whether a model is still the same: of a folder of one, its files and its components'."""
+    files = [path]
+    with suppress(OSError, ValueError):
+        if any((path / name).is_file() for name in (INDEX, CONFIG)):  # else it may be any folder, such as /
+            files += [*sorted(path.glob("*")), *sorted(path.glob("*/*"))]
+    for file in files:
+        with suppress(OSError, ValueError):
             status = file.stat()
             yield status.st_ino, status.st_size, status.st_mtime_ns
-    except (OSError, ValueError):
-        return
 
 
 def _names(draft: Draft) -> list[str]:

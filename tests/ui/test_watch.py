@@ -44,6 +44,7 @@ def test_a_model_that_is_another_file_now_is_noticed_wherever_it_lies(tmp_path: 
 def test_a_component_of_a_folder_that_changes_is_noticed(tmp_path: Path) -> None:
     for file in "ac":
         (tmp_path / file / "unet").mkdir(parents=True)
+        (tmp_path / file / "model_index.json").touch()
     weights = tmp_path / "a" / "unet" / "weights"
     weights.touch()
     watch, draft = Watch(tmp_path), Draft("x", RECIPE)
@@ -51,6 +52,14 @@ def test_a_component_of_a_folder_that_changes_is_noticed(tmp_path: Path) -> None
     assert not watch.look(draft)
     weights.write_text("more")
     assert watch.look(draft) and not watch.look(draft)
+
+
+def test_a_folder_that_is_no_model_is_not_looked_into(tmp_path: Path) -> None:
+    (tmp_path / "a" / "more").mkdir(parents=True)
+    watch, draft = Watch(tmp_path), Draft("x", RECIPE)
+    watch.look(draft)
+    (tmp_path / "a" / "more" / "file").touch()
+    assert not watch.look(draft)
 
 
 def test_a_name_no_file_can_have_is_no_change(tmp_path: Path) -> None:
