@@ -9,8 +9,6 @@ from dataclasses import asdict
 from fnmatch import fnmatchcase
 from typing import Any
 
-from rich.cells import cell_len
-
 from runner.architectures import ARCHITECTURES
 from runner.config import Settings
 from runner.digests import InputDigests
@@ -24,7 +22,7 @@ from runner.library.roots import Root
 from runner.library.walk import Found, models_in
 from runner.place import processors
 from runner.progress import progress, say
-from runner.tables import size, table
+from runner.tables import size, table, width_of
 
 _HEAD = ("name", "kind", "architecture", "format", "dtype", "size", "sha256", "in")
 _SIZE = _HEAD.index("size")
@@ -169,7 +167,7 @@ def _section(title: str, problems: Sequence[str]) -> list[str]:
 def _table(entries: Sequence[Entry], columns: int) -> list[str]:
     rows = [_cells(entry) for entry in entries]
     lines = table([list(_HEAD), *rows], right=(_SIZE,))
-    if max(map(cell_len, lines)) <= columns:
+    if max(map(width_of, lines)) <= columns:
         return lines
     lines = []
     for name, kind, architecture, stored, dtype, nbytes, digest, folder in rows:

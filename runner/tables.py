@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Sequence
-
-from rich.cells import cell_len
 
 
 def size(count: int) -> str:
@@ -16,12 +15,23 @@ def size(count: int) -> str:
     return f"{value:.0f} {units[0]}" if units[0] == "B" or value >= 99.5 else f"{value:.1f} {units[0]}"
 
 
-def padded(text: str, width: int, *, right: bool = False) -> str:
-    """A text with blanks after it, or before it, up to a width in cells of a terminal.
+def width_of(text: str) -> int:
+    """The cells of a terminal that a text takes.
 
     A character takes one of them; Chinese and Japanese ones two, a combining one none.
     """
-    blanks = " " * (width - cell_len(text))
+    return len(text) if text.isascii() else sum(map(_width, text))
+
+
+def _width(character: str) -> int:
+    if unicodedata.category(character) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in ("W", "F") else 1
+
+
+def padded(text: str, width: int, *, right: bool = False) -> str:
+    """A text with blanks after it, or before it, up to a width in cells."""
+    blanks = " " * (width - width_of(text))
     return blanks + text if right else text + blanks
 
 
@@ -33,7 +43,7 @@ def table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> list[str]
         right: columns that are aligned to the right.
     """
     right = set(right)
-    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(width_of, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
         cells = [

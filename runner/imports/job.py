@@ -7,14 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.cells import cell_len
-
 from runner.errors import UsageError, clip, counted, escape, quote
 from runner.imports import import_file
 from runner.imports.imported import Note, file_name, title
 from runner.imports.recipe_text import recipe_text, unknown_names
 from runner.progress import say
-from runner.tables import padded
+from runner.tables import padded, width_of
 from runner.write import write_file
 
 log = logging.getLogger(__name__)
@@ -59,7 +57,7 @@ def _table(notes: Sequence[Note]) -> list[str]:
     """A line for each note, what was refused first."""
     ordered = sorted(notes, key=lambda note: _ORDER.index(note.kind))
     parts = [escape(note.part) for note in ordered]
-    width = min(24, max(map(cell_len, parts), default=0))
+    width = min(24, max(map(width_of, parts), default=0))
     return [
         clip(f"  {note.kind:<11}  {padded(part, width)}  {note.text}")
         for note, part in zip(ordered, parts, strict=True)
