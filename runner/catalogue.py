@@ -17,7 +17,6 @@ _OUTSIDE = {"error": "", "ask": "; outside with extrapolate: true", "warn": "; a
 
 _ARGUMENT = re.compile(r" {4}(\w+(?:, \w+)*): (.*)")  # one or several, in a docstring
 _CONTINUED = " " * 8  # how a line that goes on with it begins
-_SUPPLIED = ("random", "part", "measured")  # by the engine
 
 
 def standard() -> list[Method]:
@@ -120,10 +119,13 @@ def _details(method: Method) -> str:
 
 def _explained(method: Method) -> Iterator[str]:
     """The lines of its docstring, without the arguments that the engine supplies: no recipe says them."""
+    arguments = inspect.signature(method.function).parameters.values()
+    keywords = {one.name for one in arguments if one.kind is one.KEYWORD_ONLY}
+    supplied = keywords - {*method.parameters, method.optional}
     shown = True
     for line in (inspect.getdoc(method.function) or "").splitlines():
         if argument := _ARGUMENT.fullmatch(line):
-            names = [name for name in argument[1].split(", ") if name not in _SUPPLIED]
+            names = [name for name in argument[1].split(", ") if name not in supplied]
             shown = bool(names)
             line = f"    {', '.join(names)}: {argument[2]}"
         elif not line.startswith(_CONTINUED):

@@ -174,7 +174,7 @@ class Compose(App[None]):
     @work(exclusive=True, group="look")
     async def action_look(self) -> None:
         """Looks which models there are, then what they are."""
-        self._check_soon()
+        self._check()
         try:
             found = await asyncio.to_thread(found_models, self.settings)
             choices = named(found, self.settings)

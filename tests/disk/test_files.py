@@ -48,7 +48,7 @@ def test_what_is_no_regular_file_is_named_and_not_waited_for(tmp_path: Path, kin
     for read in (lambda: look(path, "x"), lambda: read_small(path, "x", 100)):
         with pytest.raises(InputError, match=rf"^x: .*{words}"):
             read()
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 2
 
 
 def test_a_file_without_permission_is_refused(tmp_path: Path) -> None:

@@ -479,15 +479,7 @@ def test_keys_that_come_at_once_go_to_the_pane_that_was_asked_for(folder: Path) 
         app = composer(folder / "cache")
         async with app.run_test(size=(60, 24)) as pilot:
             await checked(pilot, app)
-            for key in (
-                "f2",
-                "f3",
-                "f2",
-                "f3",
-                "#",
-                "x",
-                "y",
-            ):  # as a terminal hands them over: without waiting
+            for key in ("f2", "f3", "f2", "f3", "#", "x", "y"):  # without waiting, as terminals do
                 app.post_message(events.Key(key, key if len(key) == 1 else None))
             await until(pilot, lambda: app.draft.text.startswith("#xy"))
             await checked(pilot, app)
